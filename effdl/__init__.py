@@ -1,0 +1,1 @@
+"""Hardware-aware efficient deep learning."""
