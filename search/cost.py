@@ -35,9 +35,17 @@ class SlotIndex:
     Args:
         space: The search space.
         slots: The positions of the network.
+
+    Attributes:
+        slot_dimensions: Dimensions that choose the operator, for each slot.
+        slot_gates: ``(dimension, minimum choice index)`` or None, for each slot.
+        sizes: Codes of each slot, "empty" not counted [num_slots].
+        offsets: First code of each slot, then the number of codes [num_slots + 1].
     """
 
     def __init__(self, space: SearchSpace, slots: Sequence[SlotLike]) -> None:
+        self.slot_dimensions = tuple(tuple(slot.dimensions) for slot in slots)
+        self.slot_gates = tuple(slot.gate for slot in slots)
         num_dimensions = len(space.dimensions)
         # Indices are small integers, exact in float32, and only float matrices
         # multiply through BLAS.
@@ -73,7 +81,9 @@ class SlotIndex:
         )
         return codes
 
-    def flatten(self, values: Sequence[NDArray[np.float64]], *, empty: float = 0.0) -> NDArray[np.float64]:
+    def flatten(
+        self, values: Sequence[NDArray[np.float64]], *, empty: float = 0.0
+    ) -> NDArray[np.float64]:
         """One value table [num_codes] from a list of values for each slot."""
         table = np.full(self.num_codes, empty, dtype=np.float64)
         for start, size, slot_values in zip(self.offsets[:-1], self.sizes, values, strict=True):

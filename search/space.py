@@ -193,7 +193,9 @@ class SearchSpace:
 
     def _as_list(self, name: str, value: object) -> Sequence[object]:
         columns = self._columns[name]
-        listed = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+        listed = (
+            list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+        )
         if len(listed) != len(columns):
             raise ConfigError(
                 f"configuration does not fit space {self.name}: wanted {len(columns)} "
@@ -202,9 +204,9 @@ class SearchSpace:
         return listed
 
     def _choice_index(self, dimension: Dimension, value: object) -> int:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            if value in dimension.choices:
-                return dimension.choices.index(value)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and value in dimension.choices:
+            return dimension.choices.index(value)
         where = "" if dimension.position is None else f" at position {dimension.position}"
         raise ConfigError(
             f"configuration does not fit space {self.name}: {dimension.name}{where} wanted one "

@@ -89,9 +89,7 @@ class ConvShape:
             macs=macs,
             bytes_moved=_FLOAT32_BYTES * (ins + outs + weights),
             peak_memory_bytes=_FLOAT32_BYTES * (ins + outs),
-            features=_features(
-                dense_macs=macs, activation_elements=ins + outs, image_pixels=image
-            ),
+            features=_features(dense_macs=macs, activation_elements=ins + outs, image_pixels=image),
             build=partial(_build, self),
         )
 

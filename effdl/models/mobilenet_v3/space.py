@@ -20,7 +20,7 @@ from effdl.models.mobilenet_v3.operators import (
     make_divisible,
 )
 from effdl.opspec import OpSpec, Slot
-from effdl.search.space import Dimension, Gate, Population, SearchSpace, SubnetConfig
+from effdl.search.space import Dimension, Gate, SearchSpace, SubnetConfig
 
 __all__ = ["MobileNetV3Space", "UnitSpec", "ofa_mbv3_w10", "ofa_mbv3_w12"]
 
@@ -102,9 +102,7 @@ class MobileNetV3Space:
     def search_space(self) -> SearchSpace:
         """Its dimensions: depths, then kernel sizes, then expansions, then resolution."""
         num_units, per_unit = len(self.units), self.blocks_per_unit
-        depth = [
-            Dimension(name="depth", position=u, choices=self.depths) for u in range(num_units)
-        ]
+        depth = [Dimension(name="depth", position=u, choices=self.depths) for u in range(num_units)]
         elastic = [
             Dimension(name=name, position=u * per_unit + b, choices=choices, gate=self._gate(u, b))
             for name, choices in (
@@ -132,7 +130,9 @@ class MobileNetV3Space:
 
         def fixed_slot(name: str) -> Slot:
             return Slot(
-                name=name, dimensions=(resolution,), ops=tuple(shapes[name].spec() for shapes in fixed)
+                name=name,
+                dimensions=(resolution,),
+                ops=tuple(shapes[name].spec() for shapes in fixed),
             )
 
         slots = [fixed_slot("stem"), fixed_slot("block0")]

@@ -1,0 +1,176 @@
+"""Evolutionary search on canonical encodings (Cai et al., Once-for-All, section 3.4)."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from effdl.errors import ConfigError
+from effdl.search.algorithm import ProposalRun, Proposals
+from effdl.search.candidate import Archive
+from effdl.search.feasible import FeasibleRegion
+from effdl.search.space import Population, SearchSpace
+
+__all__ = ["EvolutionSearch", "crossover", "mutate", "ofa_evolution"]
+
+# Of the children bred, more than are wanted: those that break a limit or are
+# known already are dropped. How many follows the last generation's loss.
+_FIRST_SURPLUS = 2.5
+_SURPLUS_RANGE = (1.25, 4.0)
+_SURPLUS_MARGIN = 1.25
+_MAX_REPAIRS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvolutionSearch:
+    """Mutation and uniform crossover among the best, the best survive.
+
+    Every child is feasible and new: what breaks a limit or was evaluated
+    before is dropped, and a shortage is filled with repaired, more strongly
+    mutated children. The search ends early when no new network can be found.
+
+    Attributes:
+        population_size: New networks for each generation.
+        num_generations: Generations after the first, random population.
+        mutation_prob: Probability that a dimension of a mutated child is redrawn.
+        mutation_ratio: Fraction of children by mutation; the rest by crossover.
+        parent_ratio: Fraction of the population that survives and breeds.
+    """
+
+    population_size: int = 100
+    num_generations: int = 500
+    mutation_prob: float = 0.1
+    mutation_ratio: float = 0.5
+    parent_ratio: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.population_size < 1 or self.num_generations < 0:
+            raise ConfigError(
+                "evolution: wanted population_size >= 1 and num_generations >= 0, got "
+                f"{self.population_size} and {self.num_generations}"
+            )
+        for name in ("mutation_prob", "mutation_ratio", "parent_ratio"):
+            value = getattr(self, name)
+            if not 0.0 <= value <= 1.0:
+                raise ConfigError(f"evolution: wanted {name} within [0, 1], got {value}")
+
+    def start(
+        self, region: FeasibleRegion, archive: Archive, rng: np.random.Generator
+    ) -> ProposalRun:
+        """See `SearchAlgorithm.start`."""
+        return ProposalRun(self.propose(region, archive, rng))
+
+    def propose(
+        self,
+        region: FeasibleRegion,
+        archive: Archive,
+        rng: np.random.Generator,
+        *,
+        first: Population | None = None,
+    ) -> Proposals:
+        """The search as a coroutine.
+
+        Args:
+            region: The feasible networks.
+            archive: Everything evaluated so far.
+            rng: The only source of randomness.
+            first: Feasible rows to begin with; None: random ones.
+        """
+        size = self.population_size
+        num_parents = max(1, round(self.parent_ratio * size))
+        rows = _new_random(region, archive, rng, size) if first is None else first
+        if len(rows) == 0:
+            return
+        values = yield rows
+        surplus = _FIRST_SURPLUS
+        for _ in range(self.num_generations):
+            order = np.argsort(-values, kind="stable")[:num_parents]
+            parents, parent_values = rows[order], values[order]
+            num = math.ceil(surplus * size)
+            bred = self._breed(region.problem.space, rng, parents, num)
+            bred = bred[region.contains(bred)]
+            bred = bred[archive.unseen(bred)]
+            wanted = _SURPLUS_MARGIN * num / max(1, len(bred))
+            surplus = min(max(wanted, _SURPLUS_RANGE[0]), _SURPLUS_RANGE[1])
+            children = self._fill(region, archive, rng, parents, bred[:size])
+            if len(children) == 0:
+                return
+            child_values = yield children
+            rows = np.concatenate([parents, children])
+            values = np.concatenate([parent_values, child_values])
+
+    def _fill(
+        self,
+        region: FeasibleRegion,
+        archive: Archive,
+        rng: np.random.Generator,
+        parents: Population,
+        children: Population,
+    ) -> Population:
+        """Make up a shortage of new feasible children [at most population_size, D]."""
+        space, size = region.problem.space, self.population_size
+        prob = self.mutation_prob
+        for _ in range(_MAX_REPAIRS):
+            missing = size - len(children)
+            if missing == 0:
+                break
+            prob = min(1.0, max(1.5 * prob, 0.05))
+            picked = parents[rng.integers(len(parents), size=2 * missing)]
+            more = region.repair(mutate(space, picked, prob, rng), rng)
+            children = np.concatenate([children, more])
+            children = children[archive.unseen(children)[:size]]
+        return children
+
+    def _breed(
+        self, space: SearchSpace, rng: np.random.Generator, parents: Population, num: int
+    ) -> Population:
+        """Mutants and crossings in turn, so that any beginning has its share of both."""
+        num_mutants = round(self.mutation_ratio * num)
+        mothers = parents[rng.integers(len(parents), size=num)]
+        fathers = parents[rng.integers(len(parents), size=num - num_mutants)]
+        children = np.concatenate(
+            [
+                mutate(space, mothers[:num_mutants], self.mutation_prob, rng),
+                crossover(space, mothers[num_mutants:], fathers, rng),
+            ]
+        )
+        return children[rng.permutation(num)]
+
+
+def ofa_evolution() -> EvolutionSearch:
+    """Once-for-All's settings: 100 networks, 500 generations, 50,100 evaluations."""
+    return EvolutionSearch()
+
+
+def mutate(
+    space: SearchSpace, population: Population, prob: float, rng: np.random.Generator
+) -> Population:
+    """Redraw each dimension of each canonical row [N, D] with probability ``prob``."""
+    mutants = population.copy()
+    row, column = np.nonzero(rng.random(population.shape, dtype=np.float32) < prob)
+    draws = rng.random(len(row), dtype=np.float32) * space.num_choices[column]
+    mutants[row, column] = draws
+    return space.canonicalize(mutants)
+
+
+def crossover(
+    space: SearchSpace, mothers: Population, fathers: Population, rng: np.random.Generator
+) -> Population:
+    """Each dimension from either parent, at even odds [N, D]."""
+    num_coins = mothers.size
+    coins = np.frombuffer(rng.bytes((num_coins + 7) // 8), dtype=np.uint8)
+    coin = np.unpackbits(coins, count=num_coins).view(np.bool_).reshape(mothers.shape)
+    return space.canonicalize(np.where(coin, mothers, fathers))
+
+
+def _new_random(
+    region: FeasibleRegion, archive: Archive, rng: np.random.Generator, num: int
+) -> Population:
+    rows = region.sample(num, rng)
+    rows = rows[archive.unseen(rows)]
+    for _ in range(_MAX_REPAIRS):
+        if len(rows) == num:
+            break
+        rows = np.concatenate([rows, region.sample(2 * num, rng)])
+        rows = rows[archive.unseen(rows)[:num]]
+    return rows
