@@ -1,0 +1,104 @@
+"""``effdl export``: a found sub-network as a verified ONNX file."""
+
+from pathlib import Path
+
+import click
+
+from effdl.cli import names, parameters
+from effdl.cli.output import Answer, Table
+from effdl.cli.verb import Verb, is_given
+from effdl.errors import ConfigError
+
+__all__ = ["command"]
+
+_OPTIONS: list[click.Parameter] = [
+    click.Argument(
+        ["source"], type=click.Path(exists=True, path_type=Path), metavar="RUN|CONFIG.json"
+    ),
+    click.Option(
+        ["-o", "--output"],
+        type=click.Path(dir_okay=False, path_type=Path),
+        required=True,
+        help="ONNX file to write.",
+    ),
+    click.Option(
+        ["--rank"],
+        type=parameters.COUNT,
+        default=1,
+        show_default=True,
+        help="Which of a run's networks, 1 being the best.",
+    ),
+    click.Option(
+        ["--weights"],
+        type=parameters.INPUT_FILE,
+        help="Trained supernet (safetensors).  [default: untrained]",
+    ),
+    click.Option(
+        ["--space", "space_name"],
+        type=parameters.SPACE,
+        help=f"Space of a CONFIG.json; a run knows its own.  [default: {names.DEFAULT_SPACE_NAME}]",
+    ),
+    parameters.seed_option(),
+    click.Option(["--precision"], default="fp32", show_default=True, help="Number format: fp32."),
+    click.Option(["--to", "container"], default="onnx", show_default=True, help="Format: onnx."),
+]
+
+
+@click.command("export", cls=Verb, params=_OPTIONS)
+def command(
+    *,
+    source: Path,
+    output: Path,
+    rank: int,
+    weights: Path | None,
+    space_name: str | None,
+    seed: int,
+    precision: str,
+    container: str,
+) -> Answer:
+    """Write a sub-network as an ONNX file, verified against PyTorch.
+
+    \b
+    effdl export runs/search-2026-01-31-1 -o best.onnx
+    effdl export config.json --space ofa-mbv3-w1.0 -o model.onnx
+    """
+    from effdl.workflows.export_source import read_export_source
+
+    found = read_export_source(source, rank=rank)
+    if found.space is not None and space_name not in (None, found.space):
+        raise ConfigError(
+            f"--space {space_name} has no effect: {source} is of space {found.space}",
+            hint="leave out --space",
+        )
+    space = names.resolve_space(found.space or space_name or names.DEFAULT_SPACE_NAME)
+    if weights is not None and is_given("seed"):
+        raise ConfigError("--seed has no effect beside --weights", hint="leave out one of the two")
+    from effdl.workflows.export import export_subnet, require_supported
+
+    require_supported(precision=precision, container=container)
+    done = export_subnet(
+        space=space,
+        config=found.config,
+        out=output,
+        weights=weights,
+        seed=seed,
+        target_info=found.target_info,
+    )
+    if done.weights.startswith("untrained"):
+        click.echo("note: the weights are untrained; --weights gives trained ones", err=True)
+    facts = done.to_json()
+    table = Table(
+        title=f"A network of {done.space}, verified at batch sizes "
+        f"{', '.join(map(str, done.parity.batch_sizes))}",
+        columns=("path", "opset", "size_bytes", "max_relative_error", "weights"),
+        rows=[
+            (
+                str(done.path),
+                done.opset,
+                done.num_bytes,
+                done.parity.max_relative_error,
+                done.weights,
+            )
+        ],
+    )
+    return Answer(json=facts, tables=(table,))

@@ -1,0 +1,206 @@
+"""The store: nothing acknowledged is lost, nothing foreign is found."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from effdl.errors import CorruptFileError, OutputError
+from effdl.targets.store import MeasurementStore, Setting, default_store_path
+from effdl.targets.timing import Round, Timing
+
+SETTING = Setting(
+    runtime="onnxruntime",
+    runtime_version="1.32.0",
+    runtime_build="0123",
+    device="4567",
+    num_threads=1,
+    batch_size=1,
+    protocol="table",
+)
+TIMING = Timing(
+    p20_ms=1.25,
+    median_ms=1.5,
+    p95_ms=2.5,
+    interval_percent=0.7,
+    num_samples=59,
+    num_dropped=1,
+    num_rounds=6,
+    reference_s=1e-4,
+    unstable=False,
+)
+ROUND = Round(seconds=(0.1, 0.2, 0.30000000000000004), interrupted=(False, True, False), reference_s=1e-4)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "new" / "measurements.sqlite"
+
+
+def test_timings_and_rounds_come_back_exactly(path: Path):
+    once = replace(TIMING, interval_percent=None, unstable=True)
+    with MeasurementStore(path) as store:
+        store.write_timings(SETTING, {"a": TIMING, "b": once})
+        store.add_round(SETTING, "c", ROUND)
+        store.add_round(SETTING, "c", replace(ROUND, reference_s=2e-4))
+    with MeasurementStore(path) as store:
+        assert store.read_timings(SETTING) == {"a": TIMING, "b": once}
+        later = replace(ROUND, reference_s=2e-4)
+        assert store.read_rounds(SETTING, ["x", "c"]) == [[], [ROUND, later]]
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(Setting)])
+def test_a_setting_that_differs_in_anything_is_a_miss(path: Path, field: str):
+    value = getattr(SETTING, field)
+    other = replace(SETTING, **{field: value + 1 if isinstance(value, int) else value + "x"})
+    with MeasurementStore(path) as store:
+        store.write_timings(SETTING, {"a": TIMING})
+        store.add_round(SETTING, "a", ROUND)
+        store.write_calibration(SETTING, "s", b"{}")
+        assert store.read_timings(other) == {}
+        assert store.read_rounds(other, ["a"]) == [[]]
+        assert store.read_calibrations(other) == {}
+
+
+def test_later_figures_replace_earlier_ones(path: Path):
+    later = replace(TIMING, p20_ms=9.0)
+    with MeasurementStore(path) as store:
+        store.write_timings(SETTING, {"a": TIMING, "b": TIMING})
+        store.write_timings(SETTING, {"a": later})
+        assert store.read_timings(SETTING) == {"a": later, "b": TIMING}
+        store.write_calibration(SETTING, "s", b"1")
+        store.write_calibration(SETTING, "s", b"2")
+        assert store.read_calibrations(SETTING) == {"s": b"2"}
+
+
+def test_a_file_of_another_kind_is_refused_and_kept(path: Path):
+    path.parent.mkdir()
+    path.write_bytes(b"this is no database at all" * 100)
+    before = path.read_bytes()
+    with pytest.raises(CorruptFileError, match="is not a store of measurements") as caught:
+        MeasurementStore(path)
+    assert caught.value.hint is not None
+    assert path.read_bytes() == before
+
+
+def test_a_truncated_store_is_refused(path: Path):
+    with MeasurementStore(path) as store:
+        for i in range(200):
+            store.add_round(SETTING, f"item {i}", ROUND)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 + 100])
+    with pytest.raises(CorruptFileError), MeasurementStore(path) as store:
+        store.read_rounds(SETTING, [f"item {i}" for i in range(200)])
+
+
+def test_a_store_of_another_version_is_refused(path: Path):
+    with MeasurementStore(path):
+        pass
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(CorruptFileError, match="wanted a store of version 1, got version 99"):
+        MeasurementStore(path)
+
+
+def test_damaged_figures_are_refused(path: Path):
+    with MeasurementStore(path) as store:
+        store.write_timings(SETTING, {"a": TIMING})
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE timing SET figures = '{\"p20_ms\": \"fast\"}'")
+    db.close()
+    with MeasurementStore(path) as store, pytest.raises(CorruptFileError):
+        store.read_timings(SETTING)
+
+
+def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path: Path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match="cannot write the store") as caught:
+        MeasurementStore(tmp_path / "file" / "measurements.sqlite")
+    assert "EFFDL_HOME" in (caught.value.hint or "")
+
+
+def test_a_folder_in_place_of_the_file_is_an_output_error(path: Path):
+    path.mkdir(parents=True)
+    with pytest.raises(OutputError):
+        MeasurementStore(path)
+
+
+def test_a_full_disk_is_an_output_error_and_loses_nothing(path: Path):
+    with MeasurementStore(path) as store:
+        store.add_round(SETTING, "a", ROUND)
+        pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+        store._db.execute(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(OutputError, match="full"):
+            for i in range(10_000):
+                store.add_round(SETTING, f"item {i}", ROUND)
+    with MeasurementStore(path) as store:
+        assert store.read_rounds(SETTING, ["a"]) == [[ROUND]]
+
+
+def test_the_users_folder_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("EFFDL_HOME", os.fspath(tmp_path))
+    assert default_store_path() == tmp_path / "measurements.sqlite"
+    monkeypatch.delenv("EFFDL_HOME")
+    assert default_store_path().name == "measurements.sqlite"
+    assert "effdl" in default_store_path().parts
+
+
+_WRITER = """
+import sys
+from pathlib import Path
+from effdl.targets.store import MeasurementStore, Setting
+from effdl.targets.timing import Round
+setting = Setting(runtime="r", runtime_version="1", runtime_build="b", device="d",
+                  num_threads=1, batch_size=1, protocol="table")
+with MeasurementStore(Path(sys.argv[1])) as store:
+    for i in range(int(sys.argv[3])):
+        store.add_round(setting, f"{sys.argv[2]} {i}",
+                        Round(seconds=(float(i),), interrupted=(False,), reference_s=1.0))
+        sys.stdout.write(f"{i}\\n")
+        sys.stdout.flush()
+"""
+_WRITER_SETTING = Setting(
+    runtime="r", runtime_version="1", runtime_build="b", device="d",
+    num_threads=1, batch_size=1, protocol="table",
+)  # fmt: skip
+
+
+def _start_writer(path: Path, name: str, num: int) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", _WRITER, str(path), name, str(num)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system cannot kill")
+def test_a_killed_writer_loses_nothing_it_acknowledged(path: Path):
+    for trial in range(3):
+        writer = _start_writer(path, f"trial {trial}", 1_000_000)
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        time.sleep(0.05 * (trial + 1))
+        writer.kill()
+        acknowledged = [0, *(int(line) for line in writer.stdout.read().split("\n")[:-1])]
+        writer.stdout.close()
+        writer.wait()
+        keys = [f"trial {trial} {i}" for i in acknowledged]
+        with MeasurementStore(path) as store:
+            found = store.read_rounds(_WRITER_SETTING, keys)
+        assert [rounds[0].seconds[0] for rounds in found] == acknowledged
+
+
+def test_several_writers_lose_nothing(path: Path):
+    writers = [_start_writer(path, f"writer {w}", 200) for w in range(3)]
+    for writer in writers:
+        output, _ = writer.communicate(timeout=60)
+        assert output.split()[-1] == "199"
+    with MeasurementStore(path) as store:
+        keys = [f"writer {w} {i}" for w in range(3) for i in range(200)]
+        assert all(len(rounds) == 1 for rounds in store.read_rounds(_WRITER_SETTING, keys))
