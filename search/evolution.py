@@ -17,7 +17,9 @@ __all__ = ["EvolutionSearch", "crossover", "mutate", "ofa_evolution"]
 # known already are dropped. How many follows the last generation's loss.
 _FIRST_SURPLUS = 2.5
 _SURPLUS_RANGE = (1.25, 4.0)
-_SURPLUS_MARGIN = 1.25
+_SURPLUS_MARGIN = 1.1
+# Below this fraction of a population the shortage is made up by repairs.
+_LEAST_YIELD = 0.3
 _MAX_REPAIRS = 4
 
 
@@ -26,15 +28,19 @@ class EvolutionSearch:
     """Mutation and uniform crossover among the best, the best survive.
 
     Every child is feasible and new: what breaks a limit or was evaluated
-    before is dropped, and a shortage is filled with repaired, more strongly
-    mutated children. The search ends early when no new network can be found.
+    before is dropped, so a generation may be smaller than the population, and
+    more of them follow until ``population_size * num_generations`` children
+    were evaluated. Where nearly all are dropped, stronger mutants are repaired.
+    The search ends early when no new network can be found.
 
     Attributes:
         population_size: New networks for each generation.
-        num_generations: Generations after the first, random population.
+        num_generations: Full generations after the first, random population.
         mutation_prob: Probability that a dimension of a mutated child is redrawn.
         mutation_ratio: Fraction of children by mutation; the rest by crossover.
         parent_ratio: Fraction of the population that survives and breeds.
+        patience: Generations without a better network after which the
+            population is drawn anew; None: never.
     """
 
     population_size: int = 100
@@ -42,6 +48,7 @@ class EvolutionSearch:
     mutation_prob: float = 0.1
     mutation_ratio: float = 0.5
     parent_ratio: float = 0.25
+    patience: int | None = 30
 
     def __post_init__(self) -> None:
         if self.population_size < 1 or self.num_generations < 0:
@@ -82,8 +89,18 @@ class EvolutionSearch:
         if len(rows) == 0:
             return
         values = yield rows
-        surplus = _FIRST_SURPLUS
-        for _ in range(self.num_generations):
+        left = size * self.num_generations
+        surplus, best, stale = _FIRST_SURPLUS, values.max(), 0
+        while left > 0:
+            if self.patience is not None and stale > self.patience:
+                fresh = _new_random(region, archive, rng, min(size, left))
+                surplus, stale = _FIRST_SURPLUS, 0
+                if len(fresh):
+                    left -= len(fresh)
+                    rows = fresh
+                    values = yield rows
+                    best = values.max()
+                    continue
             order = np.argsort(-values, kind="stable")[:num_parents]
             parents, parent_values = rows[order], values[order]
             num = math.ceil(surplus * size)
@@ -92,12 +109,17 @@ class EvolutionSearch:
             bred = bred[archive.unseen(bred)]
             wanted = _SURPLUS_MARGIN * num / max(1, len(bred))
             surplus = min(max(wanted, _SURPLUS_RANGE[0]), _SURPLUS_RANGE[1])
-            children = self._fill(region, archive, rng, parents, bred[:size])
-            if len(children) == 0:
+            if len(bred) < _LEAST_YIELD * size:
+                bred = self._fill(region, archive, rng, parents, bred)
+            if len(bred) == 0:
                 return
+            children = bred[: min(size, left)]
+            left -= len(children)
             child_values = yield children
             rows = np.concatenate([parents, children])
             values = np.concatenate([parent_values, child_values])
+            stale = 0 if child_values.max() > best else stale + 1
+            best = max(best, child_values.max())
 
     def _fill(
         self,
@@ -107,12 +129,12 @@ class EvolutionSearch:
         parents: Population,
         children: Population,
     ) -> Population:
-        """Make up a shortage of new feasible children [at most population_size, D]."""
+        """Make up a shortage of new feasible children by mutating more and repairing."""
         space, size = region.problem.space, self.population_size
         prob = self.mutation_prob
         for _ in range(_MAX_REPAIRS):
             missing = size - len(children)
-            if missing == 0:
+            if missing <= 0:
                 break
             prob = min(1.0, max(1.5 * prob, 0.05))
             picked = parents[rng.integers(len(parents), size=2 * missing)]

@@ -29,7 +29,7 @@ class _InterruptedError(EffdlError):
     def __init__(self, *, terminated: bool) -> None:
         super().__init__(
             "terminated" if terminated else "interrupted",
-            hint="the same command continues from what was saved",
+            hint="run the same command again; it uses what was saved",
         )
         self.exit_code = 143 if terminated else 130
 

@@ -38,6 +38,8 @@ _OPTIONS: list[click.Parameter] = [
     parameters.seed_option(),
 ]
 
+_NUM_NODES_SHOWN = 15
+
 _OF_SPACES_ONLY = {
     "space_name": "--space",
     "quick": "--quick",
@@ -145,8 +147,8 @@ def _profile_file(
     )
     fields = list(facts["nodes"][0]) if facts["nodes"] else []
     nodes = Table(
-        title="Nodes, slowest first",
+        title=f"The slowest of {len(facts['nodes'])} nodes",
         columns=tuple(fields),
-        rows=[list(node.values()) for node in facts["nodes"]],
+        rows=[list(node.values()) for node in facts["nodes"][:_NUM_NODES_SHOWN]],
     )
     return Answer(json=facts, tables=(whole, nodes) if fields else (whole,))

@@ -38,8 +38,8 @@ def show(*, target_name: str, space_name: str, batch_size: int | None) -> Answer
     ]
     columns = ("key", "resolution", "latency_ms", "std_ms", "count")
     shown = Table(
-        title=f"{table.header.target} ({table.device}), batch size {table.batch_size}, "
-        f"{table.header.statistic} of each operator",
+        title=f"{table.header.target} ({table.device}), batch size {table.batch_size}: "
+        f"{table.header.statistic}",
         columns=columns,
         rows=rows,
     )

@@ -64,8 +64,11 @@ def _report(kind: type[BaseException], error: BaseException, _trace: TracebackTy
         reason = "it is not a file of plain tensors"
     elif kind is EOFError:
         reason = "it ends too early"
+    elif kind is MemoryError or "allocate memory" in text:
+        reason = "it takes too much memory"
     else:
-        reason = f"{kind.__name__}: {text.splitlines()[0] if text else 'no reason given'}"
+        first_sentence = text.partition("\n")[0].partition(". ")[0]
+        reason = f"{kind.__name__}: {first_sentence or 'no reason given'}"
     json.dump({"error": reason[:300]}, sys.stdout)
 
 

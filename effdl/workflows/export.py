@@ -12,6 +12,7 @@ from effdl.errors import ConfigError, OutputError
 from effdl.export.metadata import ModelMetadata, WeightsNote, file_sha256
 from effdl.export.onnx_export import export_onnx
 from effdl.export.parity import Parity, check_parity
+from effdl.export.threads import one_thread
 from effdl.models.mobilenet_v3.network import MobileNetV3, build_subnet, load_supernet
 from effdl.models.mobilenet_v3.space import MobileNetV3Space
 from effdl.search.space import SubnetConfig
@@ -61,6 +62,7 @@ class ExportedSubnet:
         }
 
 
+@one_thread()
 def export_subnet(
     *,
     space: MobileNetV3Space,
@@ -93,6 +95,8 @@ def export_subnet(
             it is deleted.
         OutputError: The file cannot be written.
     """
+    if out.is_dir():
+        raise OutputError(f"cannot write {out}: it is a folder", hint="name a file in it")
     if seed < 0:
         raise ConfigError(f"seed wanted 0 or more, got {seed}")
     search_space = space.search_space

@@ -1,6 +1,5 @@
 """Profile this machine: a latency table of a whole space."""
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,27 +16,20 @@ from effdl.errors import (
     UnstableMeasurementError,
 )
 from effdl.models.mobilenet_v3.space import MobileNetV3Space
-from effdl.opspec import OpSpec
-from effdl.search.space import SubnetConfig
 from effdl.targets.calibration import Calibration, fit_calibration, network_features
 from effdl.targets.host import Noise, describe_host, find_runtime, read_noise
 from effdl.targets.host_model import HostLatencyModel
-from effdl.targets.measure.onnxruntime import (
-    NUM_THREADS,
-    host_instruments,
-    measure_models,
-    open_graph,
-)
-from effdl.targets.profiler import (
-    estimate_round_s,
-    finished_timings,
-    interpolate_missing,
-    profile_items,
-    spread_indices,
-)
+from effdl.targets.measure.onnxruntime import NUM_THREADS, host_instruments, measure_models
+from effdl.targets.profiler import finished_timings, interpolate_missing, profile_items
 from effdl.targets.store import MeasurementStore, Setting, default_store_path
 from effdl.targets.target import Target
-from effdl.targets.timing import QUICK_PROTOCOL, TABLE_PROTOCOL, Opener, Protocol, Timing
+from effdl.targets.timing import QUICK_PROTOCOL, TABLE_PROTOCOL, Protocol, Timing
+from effdl.workflows.profile_plan import (
+    ProfilePlan,
+    distinct_ops,
+    plan_profile,
+    resolution_lines,
+)
 from effdl.workflows.progress import Progress, no_progress
 
 __all__ = ["SpaceProfile", "load_host_latency_model", "measure_models", "profile_space"]
@@ -45,9 +37,6 @@ __all__ = ["SpaceProfile", "load_host_latency_model", "measure_models", "profile
 QUICK_BUDGET_S = 170.0
 FULL_BUDGET_S = 840.0
 _QUICK_NETWORKS, _FULL_NETWORKS = 16, 40
-_MIN_NETWORKS = 8
-# Of the budget; the rest is for what an estimate cannot know.
-_PLANNED_SHARE = 0.7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +54,7 @@ class SpaceProfile:
         num_cached: Found in the store.
         num_interpolated: Filled in between smaller and larger ones.
         num_unstable: Whose noise did not settle.
-        calibration: From operators to whole networks; None after a dry run.
+        calibration: From operators to whole networks; None where a dry run found none.
         noise: Of the machine before measuring.
         seconds: How long it took (with ``dry_run``: an estimate).
         store: The file the measurements are in.
@@ -94,15 +83,6 @@ class SpaceProfile:
             "store": str(self.store),
             "calibration": None if fit is None else msgspec.to_builtins(fit),
         }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Plan:
-    """What to measure: operators by key, and whole networks by key."""
-
-    ops: Mapping[str, OpSpec]
-    networks: Mapping[str, SubnetConfig]
-    estimated_s: float
 
 
 def profile_space(
@@ -157,34 +137,40 @@ def profile_space(
         )
     start, noise = time.perf_counter(), read_noise()
     protocol = QUICK_PROTOCOL if quick else TABLE_PROTOCOL
-    setting = _setting(protocol, batch_size)
-    with MeasurementStore(store_path) as store:
-        num_networks = _QUICK_NETWORKS if quick else _FULL_NETWORKS
-        done = finished_timings(store, setting, protocol)
-        plan = _plan(space, batch_size, protocol, budget_s, num_networks, done, seed)
-        all_ops = _distinct_ops(space)
-        cached = [key for key in plan.ops if key in done]
-        timings: Mapping[str, Timing] = {}
-        calibration = None
+    setting, path = _setting(protocol, batch_size), store_path or default_store_path()
+    done, calibration = _known(path, setting, protocol, space)
+    all_ops = distinct_ops(space)
+    cached, planned = all_ops.keys() & done.keys(), all_ops.keys()
+    timings, estimated_s = done, 0.0
+    if len(cached) < len(all_ops) or calibration is None:
+        plan = plan_profile(
+            space,
+            batch_size=batch_size,
+            protocol=protocol,
+            budget_s=budget_s,
+            num_networks=_QUICK_NETWORKS if quick else _FULL_NETWORKS,
+            done=done,
+            seed=seed,
+        )
+        planned, estimated_s = plan.ops.keys() | cached, plan.estimated_s
         if not dry_run:
-            profiled = profile_items(
-                _openers(space, plan, batch_size),
-                store=store,
-                setting=setting,
-                protocol=protocol,
-                instruments=host_instruments(),
-                budget_s=budget_s - (time.perf_counter() - start),
-                progress=progress,
-            )
-            timings = profiled.timings
-            calibration = _calibrate(space, plan, timings)
-            name = _calibration_name(space)
-            store.write_calibration(setting, name, msgspec.json.encode(calibration))
-        store_file = store.path
-    unstable = [key for key in plan.ops if key in timings and timings[key].unstable]
+            with MeasurementStore(path) as store:
+                timings = profile_items(
+                    plan.openers(),
+                    store=store,
+                    setting=setting,
+                    protocol=protocol,
+                    instruments=host_instruments(),
+                    budget_s=budget_s - (time.perf_counter() - start),
+                    progress=progress,
+                ).timings
+                calibration = _calibrate(plan, timings)
+                fit = msgspec.json.encode(calibration)
+                store.write_calibration(setting, _calibration_name(space), fit)
+    unstable = sorted(key for key in planned if key in timings and timings[key].unstable)
     if strict and unstable:
         raise UnstableMeasurementError(
-            f"{len(unstable)} of {len(plan.ops)} operators did not settle within "
+            f"{len(unstable)} of {len(planned)} operators did not settle within "
             f"{protocol.interval_percent:g} %, such as {unstable[0]}",
             hint="close what else is running and run it again, or leave out --strict",
         )
@@ -195,15 +181,27 @@ def profile_space(
         batch_size=batch_size,
         protocol=protocol.name,
         num_entries=len(all_ops),
-        num_measured=len(plan.ops) - len(cached),
+        num_measured=len(planned) - len(cached),
         num_cached=len(cached),
-        num_interpolated=len(all_ops) - len(plan.ops),
+        num_interpolated=len(all_ops) - len(planned),
         num_unstable=len(unstable),
         calibration=calibration,
         noise=noise,
-        seconds=plan.estimated_s if dry_run else time.perf_counter() - start,
-        store=store_file,
+        seconds=estimated_s if dry_run else time.perf_counter() - start,
+        store=path,
     )
+
+
+def _known(
+    path: Path, setting: Setting, protocol: Protocol, space: MobileNetV3Space
+) -> tuple[Mapping[str, Timing], Calibration | None]:
+    """What the store has of a space; it is not made where it is not there yet."""
+    if not path.exists():
+        return {}, None
+    with MeasurementStore(path) as store:
+        fit = store.read_calibrations(setting).get(_calibration_name(space))
+        known = None if fit is None else msgspec.json.decode(fit, type=Calibration)
+        return finished_timings(store, setting, protocol), known
 
 
 def load_host_latency_model(
@@ -235,11 +233,11 @@ def load_host_latency_model(
             speed = calibration.reference_s
             op_ms = {
                 op.key: timings[op.key].p20_ms * speed / timings[op.key].reference_s
-                for op in _distinct_ops(space).values()
+                for op in distinct_ops(space).values()
                 if op.key in timings
             }
             try:
-                filled = interpolate_missing(_lines(space), op_ms)
+                filled = interpolate_missing(resolution_lines(space), op_ms)
             except MissingEntryError:
                 continue
             return HostLatencyModel(
@@ -257,83 +255,9 @@ def _setting(protocol: Protocol, batch_size: int) -> Setting:
     return Setting.here(find_runtime(), protocol, batch_size=batch_size, num_threads=NUM_THREADS)
 
 
-def _distinct_ops(space: MobileNetV3Space) -> dict[str, OpSpec]:
-    return {op.key: op for slot in space.slots for op in slot.ops}
-
-
-def _lines(space: MobileNetV3Space) -> list[list[OpSpec]]:
-    """The same operator at rising resolutions; the resolution is every slot's first dimension."""
-    num = len(space.resolutions)
-    lines = []
-    for slot in space.slots:
-        per_resolution = len(slot.ops) // num
-        lines += [list(slot.ops[i::per_resolution]) for i in range(per_resolution)]
-    return lines
-
-
-def _plan(
-    space: MobileNetV3Space,
-    batch_size: int,
-    protocol: Protocol,
-    budget_s: float,
-    num_networks: int,
-    done: Mapping[str, Timing],
-    seed: int,
-) -> _Plan:
-    """As many resolutions, and then whole networks, as the budget reaches for."""
-    all_ops = _distinct_ops(space)
-    left = [op for op in all_ops.values() if op.key not in done]
-    openers = [_operator_opener(op, batch_size) for op in left]
-    op_s = protocol.min_rounds * estimate_round_s(openers, protocol) / max(1, len(left))
-    network_s = op_s * np.mean([sum(slot.gate is None for slot in space.slots), len(space.slots)])
-    affordable_s, fewest_s = _PLANNED_SHARE * budget_s, network_s * _MIN_NETWORKS
-
-    def left_s(ops: Mapping[str, OpSpec]) -> float:
-        return op_s * sum(key not in done for key in ops)
-
-    part, ops = space, all_ops
-    while left_s(ops) + fewest_s > affordable_s and len(part.resolutions) > 2:
-        num = len(part.resolutions) // 2 + 1
-        kept = spread_indices(len(space.resolutions), num)
-        part = space.with_resolutions(space.resolutions[i] for i in kept)
-        ops = _distinct_ops(part)
-    room = int((affordable_s - left_s(ops)) / network_s) if network_s else num_networks
-    networks = _sample_networks(part, min(num_networks, max(_MIN_NETWORKS, room)), seed)
-    networks_s = network_s * sum(key not in done for key in networks)
-    return _Plan(ops=ops, networks=networks, estimated_s=float(left_s(ops) + networks_s))
-
-
-def _sample_networks(space: MobileNetV3Space, num: int, seed: int) -> dict[str, SubnetConfig]:
-    """Random sub-networks by key, their resolutions evenly spread."""
-    search_space = space.search_space
-    rows = search_space.sample(num, np.random.default_rng(seed))
-    spread = np.linspace(0, len(space.resolutions) - 1, num).round()
-    rows[:, search_space.columns("resolution")[0]] = spread
-    configs = [search_space.decode(row) for row in rows]
-    return {_network_key(space, config): config for config in configs}
-
-
-def _network_key(space: MobileNetV3Space, config: SubnetConfig) -> str:
-    text = msgspec.json.encode(config.to_json(), order="sorted")
-    return f"network:{space.name}:{hashlib.sha256(text).hexdigest()[:24]}"
-
-
-def _operator_opener(op: OpSpec, batch_size: int) -> Opener:
-    return lambda: open_graph(op.build(batch_size))
-
-
-def _openers(space: MobileNetV3Space, plan: _Plan, batch_size: int) -> dict[str, Opener]:
-    from effdl.models.mobilenet_v3.onnx_graph import build_network
-
-    def network(config: SubnetConfig) -> Opener:
-        return lambda: open_graph(build_network(space, config, batch_size))
-
-    operators = {key: _operator_opener(op, batch_size) for key, op in plan.ops.items()}
-    return operators | {key: network(config) for key, config in plan.networks.items()}
-
-
-def _calibrate(space: MobileNetV3Space, plan: _Plan, timings: Mapping[str, Timing]) -> Calibration:
+def _calibrate(plan: ProfilePlan, timings: Mapping[str, Timing]) -> Calibration:
     """Fit the correction on the plan's networks, all at one speed of the machine."""
+    resolutions = plan.space.resolutions
     reference_s = float(np.median([timings[key].reference_s for key in timings]))
 
     def at_reference(key: str, ms: float) -> float:
@@ -341,7 +265,7 @@ def _calibrate(space: MobileNetV3Space, plan: _Plan, timings: Mapping[str, Timin
 
     features = []
     for config in plan.networks.values():
-        ops = [shape.spec() for _, shape in space.shapes(config)]
+        ops = [shape.spec() for _, shape in plan.space.shapes(config)]
         op_ms = [at_reference(op.key, timings[op.key].p20_ms) for op in ops]
         features.append(network_features(ops, np.array(op_ms)))
     return fit_calibration(
@@ -349,7 +273,7 @@ def _calibrate(space: MobileNetV3Space, plan: _Plan, timings: Mapping[str, Timin
         np.array([at_reference(key, timings[key].p20_ms) for key in plan.networks]),
         np.array([at_reference(key, timings[key].median_ms) for key in plan.networks]),
         reference_s=reference_s,
-        resolutions=(min(space.resolutions), max(space.resolutions)),
+        resolutions=(min(resolutions), max(resolutions)),
     )
 
 

@@ -10,6 +10,7 @@ from effdl.export.inspection import Facts, Inspection, inspect_onnx
 from effdl.export.metadata import GRAPH_SHA256_KEY, ModelMetadata, file_sha256
 from effdl.export.onnx_export import INPUT_NAME, OPSET_VERSION, OUTPUT_NAME
 from effdl.export.parity import BATCH_SIZES, compare_outputs
+from effdl.export.threads import one_thread
 from effdl.models.mobilenet_v3.space import MobileNetV3Space
 from effdl.models.spaces import load_space
 from effdl.workflows.export import build_network
@@ -188,6 +189,7 @@ def _interface_problem(facts: Facts, space: MobileNetV3Space, resolution: int) -
     return None
 
 
+@one_thread()
 def _outputs_check(
     inspection: Inspection,
     metadata: ModelMetadata,

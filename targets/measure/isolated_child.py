@@ -97,14 +97,12 @@ def _profile(question: Question) -> Answer:
     )
 
 
-def _batch_size(feeds: dict[str, NDArray[np.generic]]) -> int:
+def _batch_size(feeds: dict[str, NDArray[Any]]) -> int:
     first = next(iter(feeds.values()), np.zeros(1))
     return first.shape[0] if first.ndim else 1
 
 
-def _profile_nodes(
-    question: Question, feeds: dict[str, NDArray[np.generic]]
-) -> tuple[NodeTime, ...]:
+def _profile_nodes(question: Question, feeds: dict[str, NDArray[Any]]) -> tuple[NodeTime, ...]:
     """The runtime's own profile of each node, in a session of its own."""
     session = _open(question, 0, profile_prefix=Path(question.folder) / "nodes")
     for _ in range(_PROFILED_RUNS):
@@ -161,13 +159,11 @@ def _compare(question: Question) -> Answer:
     )
 
 
-def _opener(
-    session: "onnxruntime.InferenceSession", feed: dict[str, NDArray[np.generic]]
-) -> Opener:
+def _opener(session: "onnxruntime.InferenceSession", feed: dict[str, NDArray[Any]]) -> Opener:
     return lambda: make_run(session, feed)
 
 
-def _difference(first: list[NDArray[np.generic]], second: list[NDArray[np.generic]]) -> Difference:
+def _difference(first: list[NDArray[Any]], second: list[NDArray[Any]]) -> Difference:
     shapes = [[list(value.shape) for value in outputs] for outputs in (first, second)]
     if shapes[0] != shapes[1]:
         raise ConfigError(f"the files give different outputs: {shapes[0]} against {shapes[1]}")

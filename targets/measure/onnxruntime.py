@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,7 +116,7 @@ _DTYPES = {
 
 def make_feeds(
     session: "onnxruntime.InferenceSession", *, batch_size: int | None = None, seed: int = 0
-) -> dict[str, NDArray[np.generic]]:
+) -> dict[str, NDArray[Any]]:
     """Made inputs for a session: standard normal numbers, or small integers.
 
     Args:
@@ -161,7 +161,7 @@ def make_feeds(
 _FLOATS = (np.float16, np.float32, np.float64)
 
 
-def make_run(session: "onnxruntime.InferenceSession", feeds: dict[str, NDArray[np.generic]]) -> Run:
+def make_run(session: "onnxruntime.InferenceSession", feeds: dict[str, NDArray[Any]]) -> Run:
     """A callable that runs the session once on inputs bound beforehand.
 
     Outputs are allocated once, by the first run, and written over by later ones.
@@ -185,8 +185,8 @@ def make_run(session: "onnxruntime.InferenceSession", feeds: dict[str, NDArray[n
 
 
 def run_once(
-    session: "onnxruntime.InferenceSession", feeds: dict[str, NDArray[np.generic]]
-) -> list[NDArray[np.generic]]:
+    session: "onnxruntime.InferenceSession", feeds: dict[str, NDArray[Any]]
+) -> list[NDArray[Any]]:
     """The outputs of one run.
 
     Raises:

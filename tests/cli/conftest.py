@@ -87,12 +87,14 @@ def made_target(ofa_tables: Path, invoke: Invoke) -> str:
 
 
 @pytest.fixture(scope="session")
-def documented_keys() -> Callable[[str], set[str]]:
-    """The JSON keys that the reference page gives a verb."""
+def documented_keys() -> Callable[..., set[str]]:
+    """The JSON keys that the reference page gives a verb, after some words."""
 
-    def keys(verb: str) -> set[str]:
+    def keys(verb: str, words: str = "JSON: ") -> set[str]:
         section = PAGE.read_text().partition(f"## `{verb}`\n")[2].partition("\n## ")[0]
-        paragraph = section.partition("JSON: ")[2].partition("\n\n")[0].partition(".")[0]
-        return set(re.findall(r"`(\w+)`", paragraph))
+        paragraph = section.partition(words)[2].partition("\n\n")[0]
+        # What stands in parentheses or after the first full stop describes a member.
+        listed = re.sub(r"\(.*?\)", "", paragraph, flags=re.DOTALL).partition(".")[0]
+        return set(re.findall(r"`(\w+)`", listed))
 
     return keys

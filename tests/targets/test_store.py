@@ -35,7 +35,9 @@ TIMING = Timing(
     reference_s=1e-4,
     unstable=False,
 )
-ROUND = Round(seconds=(0.1, 0.2, 0.30000000000000004), interrupted=(False, True, False), reference_s=1e-4)
+ROUND = Round(
+    seconds=(0.1, 0.2, 0.30000000000000004), interrupted=(False, True, False), reference_s=1e-4
+)
 
 
 @pytest.fixture
@@ -112,7 +114,7 @@ def test_damaged_figures_are_refused(path: Path):
     with MeasurementStore(path) as store:
         store.write_timings(SETTING, {"a": TIMING})
     with sqlite3.connect(path) as db:
-        db.execute("UPDATE timing SET figures = '{\"p20_ms\": \"fast\"}'")
+        db.execute('UPDATE timing SET figures = \'{"p20_ms": "fast"}\'')
     db.close()
     with MeasurementStore(path) as store, pytest.raises(CorruptFileError):
         store.read_timings(SETTING)
@@ -131,14 +133,18 @@ def test_a_folder_in_place_of_the_file_is_an_output_error(path: Path):
         MeasurementStore(path)
 
 
+def _fill(store: MeasurementStore) -> None:
+    for i in range(10_000):
+        store.add_round(SETTING, f"item {i}", ROUND)
+
+
 def test_a_full_disk_is_an_output_error_and_loses_nothing(path: Path):
     with MeasurementStore(path) as store:
         store.add_round(SETTING, "a", ROUND)
         pages = store._db.execute("PRAGMA page_count").fetchone()[0]
         store._db.execute(f"PRAGMA max_page_count = {pages}")
         with pytest.raises(OutputError, match="full"):
-            for i in range(10_000):
-                store.add_round(SETTING, f"item {i}", ROUND)
+            _fill(store)
     with MeasurementStore(path) as store:
         assert store.read_rounds(SETTING, ["a"]) == [[ROUND]]
 

@@ -53,7 +53,9 @@ class World:
 
 def test_figures_of_known_samples():
     rounds = [
-        Round(seconds=(0.001, 0.002, 0.003, 0.004, 0.005), interrupted=(False,) * 5, reference_s=1.0)
+        Round(
+            seconds=(0.001, 0.002, 0.003, 0.004, 0.005), interrupted=(False,) * 5, reference_s=1.0
+        )
         for _ in range(6)
     ]
     timing = summarise(rounds, reference_s=1.0, limit_percent=1.0)

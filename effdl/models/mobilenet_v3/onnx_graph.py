@@ -67,7 +67,8 @@ def _build(shapes: Sequence[Shape], batch_size: int) -> bytes:
     value = "input"
     for before, shape in zip([None, *shapes], shapes, strict=False):
         if isinstance(shape, LinearShape) and before is not None:
-            value = graph.node("Flatten", [value], axis=1)
+            shape_of = graph.constant(np.array([batch_size, shape.in_features], dtype=np.int64))
+            value = graph.node("Reshape", [value, shape_of])
         value = _add(graph, value, shape)
     graph.nodes[-1].output[0] = "output"
     return graph.serialise(

@@ -1,5 +1,6 @@
 """Files of others, in a child: what they do to it never reaches the caller."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ def _write(path: Path, *shape: int | str, scale: float = 1.0, repeats: int = 1) 
     weight = scale * np.eye(channels, dtype=np.float32).reshape(channels, channels, 1, 1)
     names = ["input", *(f"value{i}" for i in range(repeats - 1)), "output"]
     made = helper.make_graph(
-        [helper.make_node("Conv", [a, "w"], [b]) for a, b in zip(names, names[1:], strict=False)],
+        [helper.make_node("Conv", [a, "w"], [b]) for a, b in pairwise(names)],
         "test",
         [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info("output", TensorProto.FLOAT, shape)],
