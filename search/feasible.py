@@ -14,7 +14,7 @@ __all__ = ["FeasibleRegion"]
 # Fractions of the dimensions that a repair sets, in the order it tries them.
 _REPAIR_LEVELS = (np.arange(1, 9, dtype=np.float32)[:, None, None] / 8) ** 2
 _WEIGHT_STEPS = 60
-_DESCENT_STEPS = 200
+_MENDING_STEPS, _MENDING_SIZE = 200, 128
 
 
 class FeasibleRegion:
@@ -98,7 +98,7 @@ def _find_anchor(problem: SearchProblem) -> NDArray[np.uint8]:
         rows = np.concatenate([rows, _weighted_minima(problem, [m for _, m in minima])])
         violation = problem.violation(rows)
     if violation.min() > 0:
-        rows = _descend(problem, rows[violation.argsort(kind="stable")[:8]])
+        rows = _mend(problem, rows)
         violation = problem.violation(rows)
     best = int(violation.argmin())
     if violation[best] > 0:
@@ -173,29 +173,25 @@ def _weighted_minima(problem: SearchProblem, minima: list[float]) -> Population:
     return np.stack(found)
 
 
-def _descend(problem: SearchProblem, rows: Population) -> Population:
-    """Follow the single change that lowers the worst violation most, from each row."""
-    space = problem.space
-    ends = []
-    for start in rows:
-        row, violation = start, float(problem.violation(start[None])[0])
-        for _ in range(_DESCENT_STEPS):
-            moves = single_changes(space.num_choices, row)
-            space.canonicalize(moves)
-            found = problem.violation(moves)
-            best = int(found.argmin())
-            if found[best] >= violation:
-                break
-            row, violation = moves[best], float(found[best])
-        ends.append(row)
-    return np.stack(ends)
+def _mend(problem: SearchProblem, rows: Population) -> Population:
+    """Breed rows towards the least worst violation, until one keeps every limit.
 
-
-def single_changes(num_choices: NDArray[np.int64], row: NDArray[np.uint8]) -> Population:
-    """Every row that differs from ``row`` in one dimension, not canonicalised."""
-    dimension = np.repeat(np.arange(len(row)), num_choices)
-    choice = np.concatenate([np.arange(n) for n in num_choices])
-    keep = row[dimension] != choice
-    rows = np.repeat(row[None], int(keep.sum()), axis=0)
-    rows[np.arange(len(rows)), dimension[keep]] = choice[keep]
+    A small evolution of its own: the objective plays no part, and its random
+    numbers are fixed, so whether a region has an anchor depends on the problem alone.
+    """
+    space, rng = problem.space, np.random.default_rng(0)
+    violation = problem.violation(rows)
+    for _ in range(_MENDING_STEPS):
+        if violation.min() == 0:
+            break
+        parents = rng.integers(len(rows), size=(2, _MENDING_SIZE))
+        shape = (_MENDING_SIZE, rows.shape[1])
+        children = np.where(rng.random(shape) < 0.5, *rows[parents])
+        fresh = rng.integers(0, space.num_choices, size=shape, dtype=np.uint8)
+        children = np.where(rng.random(shape) < 2.0 / shape[1], fresh, children)
+        every = np.concatenate([rows, space.canonicalize(children)])
+        every = np.unique(every, axis=0)
+        violation = problem.violation(every)
+        kept = violation.argsort(kind="stable")[:_MENDING_SIZE]
+        rows, violation = every[kept], violation[kept]
     return rows

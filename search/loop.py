@@ -90,6 +90,7 @@ def _loop(
     num_evaluations = idle = 0
     while idle < _MAX_IDLE_ASKS:
         rows = run.ask()
+        asked = len(rows)
         if budget.max_evaluations is not None:
             rows = _cut(rows, archive, budget.max_evaluations - len(archive))
         if len(rows) == 0:
@@ -101,7 +102,8 @@ def _loop(
         if progress is not None:
             progress(len(archive), float(archive.objective.max()))
         elapsed_s = time.perf_counter() - wall_start
-        if budget.max_seconds is not None and elapsed_s >= budget.max_seconds:
+        is_late = budget.max_seconds is not None and elapsed_s >= budget.max_seconds
+        if is_late or len(rows) < asked:
             break
         run.tell(values)
     return archive, num_evaluations

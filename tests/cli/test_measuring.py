@@ -1,6 +1,12 @@
 """``effdl profile``, ``compare`` and ``doctor`` through the command line, on tiny files."""
 
+import contextlib
 import json
+import os
+import sqlite3
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,3 +117,31 @@ def test_doctor_says_when_the_main_job_cannot_be_done(
     value = json.loads(result.stdout)
     assert not value["ok"]
     assert value["error"]["hint"]
+
+
+@pytest.mark.proof
+def test_a_terminated_profile_keeps_what_it_measured(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "effdl.cli", "profile", "--target", "cpu", "--quick"]
+    store = tmp_path / "measurements.sqlite"
+
+    def num_rounds() -> int:
+        if not store.exists():
+            return 0
+        with contextlib.closing(sqlite3.connect(store)) as database:
+            (num,) = database.execute("SELECT count(*) FROM round").fetchone()
+        return num
+
+    with subprocess.Popen(
+        [*command, "--format", "json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "EFFDL_HOME": str(tmp_path)},
+    ) as running:
+        deadline = time.monotonic() + 120
+        while num_rounds() < 10 and time.monotonic() < deadline:
+            time.sleep(0.5)
+        running.terminate()
+        out, _ = running.communicate(timeout=30)
+    assert running.returncode == 143
+    assert json.loads(out)["error"]["type"] == "InterruptedError"
+    assert num_rounds() >= 10
