@@ -257,6 +257,8 @@ def _rewrite(network: Network, matrix: NDArray[np.float32], offset: NDArray[np.f
     bias = (network.biases[0] + offset.astype(np.float64) @ network.weights[0]).astype(np.float32)
     linear = (matrix.astype(np.float64) @ network.linear).astype(np.float32)
     last = (network.biases[-1] + offset.astype(np.float64) @ network.linear).astype(np.float32)
-    weights = (first, *network.weights[1:])
-    biases = (bias, *network.biases[1:-1], last) if len(weights) > 1 else (bias + last,)
-    return Network(weights=weights, biases=biases, linear=linear)
+    return Network(
+        weights=(first, *network.weights[1:]),
+        biases=(bias, *network.biases[1:-1], last),
+        linear=linear,
+    )

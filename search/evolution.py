@@ -48,7 +48,7 @@ class EvolutionSearch:
     mutation_prob: float = 0.1
     mutation_ratio: float = 0.5
     parent_ratio: float = 0.25
-    patience: int | None = 30
+    patience: int | None = 20
 
     def __post_init__(self) -> None:
         if self.population_size < 1 or self.num_generations < 0:

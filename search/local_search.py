@@ -98,7 +98,7 @@ class LocalSearch:
                 break
             gains = (yield moves) - value
             slack = np.array([c.limit - c.cost(row[None])[0] for c in constraints])
-            added = np.array([c.cost(moves) for c in constraints]).reshape(len(slack), -1)
+            added = np.array([c.cost(moves) for c in constraints]).reshape(len(slack), len(moves))
             added -= np.array([c.cost(row[None])[0] for c in constraints])[:, None]
             inside = region.contains(moves)
             tried = [moves[inside]]
@@ -164,20 +164,18 @@ def _priced(
     rates = rates[np.isfinite(rates) & (rates > 0)]
     if len(rates) == 0:
         return moves[:0]
-    prices = np.quantile(rates, np.linspace(0.02, 0.98, _PRICES))
-    scale = float(np.median(np.abs(gains)))
+    prices = np.tile(np.quantile(rates, np.linspace(0.02, 0.98, _PRICES)), len(_TRUST))
+    threshold = np.repeat(_TRUST, _PRICES) * float(np.median(np.abs(gains)))
     worth = gains[None] - prices[:, None] * cost[None]
-    combos = []
-    for trust in _TRUST:
-        rows = np.repeat(row[None], _PRICES, axis=0)
-        for g in np.unique(group):
-            members = np.flatnonzero(group == g)
-            best = worth[:, members].argmax(axis=1)
-            pays = worth[np.arange(_PRICES), members[best]] > trust * scale
-            chosen = moves[members[best]]
-            rows = np.where(pays[:, None] & (chosen != row), chosen, rows)
-        combos.append(rows)
-    return np.concatenate(combos)
+    every = np.arange(len(prices))
+    rows = np.repeat(row[None], len(prices), axis=0)
+    for g in np.unique(group):
+        members = np.flatnonzero(group == g)
+        best = worth[:, members].argmax(axis=1)
+        pays = worth[every, members[best]] > threshold
+        chosen = moves[members[best]]
+        rows = np.where(pays[:, None] & (chosen != row), chosen, rows)
+    return rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

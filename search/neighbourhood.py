@@ -10,6 +10,7 @@ import itertools
 import numpy as np
 from numpy.typing import NDArray
 
+from effdl.search.candidate import row_keys
 from effdl.search.problem import SearchProblem
 from effdl.search.space import Population
 
@@ -43,6 +44,8 @@ class Neighbourhood:
         self._groups = [tuple(group) for group in joint.values()]
         self._choices = [self._joint_choices(group) for group in self._groups]
         self._gate = [space.dimensions[group[0]].gate for group in self._groups]
+        gating = {gate.dimension for gate in self._gate if gate is not None}
+        self._switches = [any(d in gating for d in group) for group in self._groups]
 
     def _joint_choices(self, group: tuple[int, ...]) -> NDArray[np.uint8]:
         sizes = [int(self._space.num_choices[d]) for d in group]
@@ -70,15 +73,16 @@ class Neighbourhood:
                 continue
             rows = np.repeat(row[None], len(choices), axis=0)
             rows[:, dimensions] = choices
-            rows = np.concatenate([rows, *self._switched_on(row, rows, dimensions)])
+            if self._switches[g]:
+                rows = np.concatenate([rows, *self._switched_on(row, rows, dimensions)])
             parts.append(rows)
             groups.append(np.full(len(rows), g))
         moves, group = np.concatenate(parts), np.concatenate(groups)
         self._space.canonicalize(moves)
-        _, first = np.unique(moves, axis=0, return_index=True)
-        first = np.sort(first)
-        first = first[(moves[first] != row).any(axis=1)]
-        return moves[first], group[first]
+        places = {key: i for i, key in enumerate(row_keys(moves))}
+        places.pop(row_keys(row[None])[0], None)
+        kept = np.fromiter(places.values(), dtype=np.intp, count=len(places))
+        return moves[kept], group[kept]
 
     def _switched_on(
         self, row: NDArray[np.uint8], rows: Population, dimensions: tuple[int, ...]

@@ -72,8 +72,10 @@ class PredictorInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         spearman: Held-out rank correlation.
         num_pairs: Pairs it was trained from.
         held_out: How the pairs behind those two errors were held out.
+        method: How the networks were trained.
         errors: Further measured errors by name; the name ends in the unit.
         seed: Seed of the training.
+        made_from: SHA-256 of what the training read and how it was set.
         straight: Calibration for the supernet's weights as they are; None:
             the raw output is the top-1 already.
         fine_tuned: Calibration for fine-tuned sub-networks, if known.
@@ -91,7 +93,9 @@ class PredictorInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     spearman: float
     num_pairs: int
     held_out: str
+    method: str = ""
     seed: int
+    made_from: str = ""
     errors: dict[str, float] = {}
     straight: AccuracyCalibration | None = None
     fine_tuned: AccuracyCalibration | None = None
@@ -108,7 +112,7 @@ class Network:
     """One network: ReLU layers and a linear part.
 
     Attributes:
-        weights: Matrices [inputs, outputs]; the last one has one output.
+        weights: Matrices [inputs, outputs], at least two; the last one has one output.
         biases: Vectors [outputs].
         linear: Linear part [inputs].
     """
@@ -225,7 +229,7 @@ def _network(
     weights: list[Float32Array] = []
     biases: list[Float32Array] = []
     width = info.num_inputs
-    for i in range(max(num_layers, 1)):
+    for i in range(max(num_layers, 2)):
         outputs = 1 if i + 1 >= num_layers else None
         weights.append(tensor(f"layer{i}.weight", width, outputs))
         width = weights[-1].shape[1]

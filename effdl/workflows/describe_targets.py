@@ -20,12 +20,12 @@ class TargetSummary:
 
     Attributes:
         target: The target.
-        latency_source: Where its latencies come from.
+        latency_source: Where its latencies come from; None: it has none.
         batch_sizes: Batch sizes it has a table or model of; empty: any.
     """
 
     target: Target
-    latency_source: str
+    latency_source: str | None
     batch_sizes: tuple[int, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def summarise_targets() -> tuple[tuple[TargetSummary, ...], tuple[CorruptFileErr
         if target.is_local or any(path.suffix == ".jsonl" for path in tables.values()):
             source = "measured"
         else:
-            source = "fitted" if tables else "estimated"
+            source = "fitted" if tables else "estimated" if target.peak_flops_per_s else None
         summaries.append(
             TargetSummary(target=target, latency_source=source, batch_sizes=tuple(tables))
         )
@@ -69,10 +69,11 @@ def describe_latencies(target: Target) -> list[dict[str, Any]]:
     Raises:
         CorruptFileError: A table or model is malformed.
     """
-    if target.is_local:
-        return []
+    batch_sizes = list(table_batch_sizes(target))
+    if not batch_sizes and target.peak_flops_per_s:
+        batch_sizes = [target.default_batch_size]
     described = []
-    for batch_size in table_batch_sizes(target) or (target.default_batch_size,):
+    for batch_size in batch_sizes:
         model = load_latency_model(target, batch_size=batch_size)
         facts: dict[str, Any] = {
             "batch_size": batch_size,

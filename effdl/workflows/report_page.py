@@ -125,11 +125,15 @@ def render_page(outcome: Mapping[str, Any], chart: ParetoChart, versions: Mappin
 def _facts(outcome: Mapping[str, Any]) -> str:
     best, source = outcome["best"], outcome["target"]["latency_source"]
     accuracy = best["accuracy"]
-    raw = "" if accuracy["raw"] is None else f" (its own output: {accuracy['raw']:.4f})"
-    facts = [("predicted latency", _ms(best["predicted_latency_ms"]), source)]
+    said = [accuracy["metric"], accuracy["source"]]
+    if accuracy["raw"] is not None:
+        said.append(f"raw {accuracy['raw']:.4f}")
+    facts = [
+        ("predicted accuracy", _percent(best), "; ".join(said)),
+        ("predicted latency", _ms(best["predicted_latency_ms"]), source),
+    ]
     if best["measured_latency_ms"] is not None:
         facts.append(("measured latency", _ms(best["measured_latency_ms"]), "by the clock"))
-    facts.append((accuracy["metric"], _percent(best), f"{accuracy['source']}{raw}"))
     facts.append(("MACs", _millions(best["macs"]), "for one sample"))
     facts.append(("parameters", _millions(best["params"]), ""))
     cards = "".join(
