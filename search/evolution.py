@@ -21,6 +21,9 @@ _SURPLUS_MARGIN = 1.1
 # Below this fraction of a population the shortage is made up by repairs.
 _LEAST_YIELD = 0.3
 _MAX_REPAIRS = 4
+# Where so few were new so often in a row, nearly everything feasible is known.
+_BARREN_YIELD, _MAX_BARREN = 0.2, 8
+_MOST_PROB = 0.99
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +34,7 @@ class EvolutionSearch:
     before is dropped, so a generation may be smaller than the population, and
     more of them follow until ``population_size * num_generations`` children
     were evaluated. Where nearly all are dropped, stronger mutants are repaired.
-    The search ends early when no new network can be found.
+    The search ends early when new networks can hardly be found.
 
     Attributes:
         population_size: New networks for each generation.
@@ -90,7 +93,7 @@ class EvolutionSearch:
             return
         values = yield rows
         left = size * self.num_generations
-        surplus, best, stale = _FIRST_SURPLUS, values.max(), 0
+        surplus, best, stale, barren = _FIRST_SURPLUS, values.max(), 0, 0
         while left > 0:
             if self.patience is not None and stale > self.patience:
                 fresh = _new_random(region, archive, rng, min(size, left))
@@ -105,13 +108,14 @@ class EvolutionSearch:
             parents, parent_values = rows[order], values[order]
             num = math.ceil(surplus * size)
             bred = self._breed(region.problem.space, rng, parents, num)
-            bred = bred[region.contains(bred)]
             bred = bred[archive.unseen(bred)]
+            bred = bred[region.contains(bred)]
             wanted = _SURPLUS_MARGIN * num / max(1, len(bred))
             surplus = min(max(wanted, _SURPLUS_RANGE[0]), _SURPLUS_RANGE[1])
             if len(bred) < _LEAST_YIELD * size:
                 bred = self._fill(region, archive, rng, parents, bred)
-            if len(bred) == 0:
+            barren = barren + 1 if len(bred) < _BARREN_YIELD * size else 0
+            if len(bred) == 0 or barren > _MAX_BARREN:
                 return
             children = bred[: min(size, left)]
             left -= len(children)
@@ -148,15 +152,11 @@ class EvolutionSearch:
     ) -> Population:
         """Mutants and crossings in turn, so that any beginning has its share of both."""
         num_mutants = round(self.mutation_ratio * num)
-        mothers = parents[rng.integers(len(parents), size=num)]
+        children = parents[rng.integers(len(parents), size=num)]
         fathers = parents[rng.integers(len(parents), size=num - num_mutants)]
-        children = np.concatenate(
-            [
-                mutate(space, mothers[:num_mutants], self.mutation_prob, rng),
-                crossover(space, mothers[num_mutants:], fathers, rng),
-            ]
-        )
-        return children[rng.permutation(num)]
+        _redraw(space, children[:num_mutants], self.mutation_prob, rng)
+        _mix(children[num_mutants:], fathers, rng)
+        return space.canonicalize(children[rng.permutation(num)])
 
 
 def ofa_evolution() -> EvolutionSearch:
@@ -169,9 +169,7 @@ def mutate(
 ) -> Population:
     """Redraw each dimension of each canonical row [N, D] with probability ``prob``."""
     mutants = population.copy()
-    row, column = np.nonzero(rng.random(population.shape, dtype=np.float32) < prob)
-    draws = rng.random(len(row), dtype=np.float32) * space.num_choices[column]
-    mutants[row, column] = draws
+    _redraw(space, mutants, prob, rng)
     return space.canonicalize(mutants)
 
 
@@ -179,10 +177,27 @@ def crossover(
     space: SearchSpace, mothers: Population, fathers: Population, rng: np.random.Generator
 ) -> Population:
     """Each dimension from either parent, at even odds [N, D]."""
-    num_coins = mothers.size
-    coins = np.frombuffer(rng.bytes((num_coins + 7) // 8), dtype=np.uint8)
-    coin = np.unpackbits(coins, count=num_coins).view(np.bool_).reshape(mothers.shape)
-    return space.canonicalize(np.where(coin, mothers, fathers))
+    children = mothers.copy()
+    _mix(children, fathers, rng)
+    return space.canonicalize(children)
+
+
+def _redraw(
+    space: SearchSpace, population: Population, prob: float, rng: np.random.Generator
+) -> None:
+    # Of a Poisson number of hits every place is hit independently, with probability prob:
+    # far fewer random numbers than one for each place.
+    rate = -math.log1p(-min(prob, _MOST_PROB))
+    places = rng.integers(population.size, size=rng.poisson(rate * population.size))
+    dimensions = places % population.shape[1]
+    draws = rng.random(len(places), dtype=np.float32) * space.num_choices[dimensions]
+    population.reshape(-1)[places] = draws.astype(np.uint8)
+
+
+def _mix(children: Population, fathers: Population, rng: np.random.Generator) -> None:
+    coins = np.frombuffer(rng.bytes((children.size + 7) // 8), dtype=np.uint8)
+    coin = np.unpackbits(coins, count=children.size).view(np.bool_).reshape(children.shape)
+    children[...] = np.where(coin, fathers, children)
 
 
 def _new_random(

@@ -9,9 +9,8 @@ then, as a whole, the outputs. Hidden matrices are moved by orthogonalised
 momentum (Muon: Jordan et al., github.com/KellerJordan/Muon), the rest by Adam.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -20,13 +19,20 @@ from torch import Tensor
 
 from effdl.errors import ConfigError
 from effdl.search.predictor_file import Network
-from effdl.search.predictor_training import LinearPart, Report, reproducible, to_network
+from effdl.search.predictor_training import (
+    LinearPart,
+    Report,
+    layer_shapes,
+    reproducible,
+    to_network,
+)
 
-__all__ = ["DistillationSettings", "distil"]
+__all__ = ["DistillationSettings", "Teacher", "distil"]
 
 Draw = Callable[[int, np.random.Generator], NDArray[np.float32]]
 
 _POOL_ROWS = 65_536
+_PIECE_ROWS = 8_192
 # A Newton-Schulz step of the quintic that drives singular values towards 1.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _MOMENTUM = 0.95
@@ -58,22 +64,34 @@ class DistillationSettings:
     num_threads: int = 2
 
 
-class _Teacher:
-    """A network as tensors, with its hidden pre-activations."""
+class Teacher:
+    """A plain chain of ReLU layers with one output: what a student learns from.
 
-    def __init__(self, network: Network) -> None:
-        self.weights = [torch.from_numpy(w) for w in network.weights]
-        self.biases = [torch.from_numpy(b) for b in network.biases]
-        self.linear = torch.from_numpy(network.linear)
+    Args:
+        layers: ``(weight [inputs, outputs], bias [outputs])`` of every layer.
+    """
 
-    def __call__(self, inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Outputs [N] and pre-activations of every hidden layer."""
+    def __init__(self, layers: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]]) -> None:
+        self.weights = [torch.from_numpy(weight) for weight, _ in layers]
+        self.biases = [torch.from_numpy(bias) for _, bias in layers]
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Units of every hidden layer."""
+        return tuple(weight.shape[1] for weight in self.weights[:-1])
+
+    def respond(self, inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Outputs [N], and what goes into every hidden layer's ReLU, of inputs [N, inputs]."""
         responses, hidden = [], inputs
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
             responses.append(torch.addmm(bias, hidden, weight))
             hidden = responses[-1].relu()
-        outputs = torch.addmm(self.biases[-1], hidden, self.weights[-1])[:, 0]
-        return outputs + inputs @ self.linear, responses
+        return torch.addmm(self.biases[-1], hidden, self.weights[-1])[:, 0], responses
+
+    def predict(self, inputs: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Outputs [N] of inputs [N, inputs]."""
+        pieces = torch.from_numpy(inputs).split(_PIECE_ROWS)
+        return torch.cat([self.respond(piece)[0] for piece in pieces]).double().numpy()
 
     def choose_units(self, inputs: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
         """Per hidden layer, the units that bend the output most.
@@ -81,7 +99,7 @@ class _Teacher:
         A unit's weight is the variance of its ReLU that no line through its
         own input explains, times the mean square of the output's slope by it.
         """
-        _, responses = self(inputs)
+        _, responses = self.respond(inputs)
         slope = self.weights[-1].T.expand(len(inputs), -1)
         chosen = []
         for layer in reversed(range(len(responses))):
@@ -96,7 +114,7 @@ class _Teacher:
 
 
 def distil(
-    teacher: Network,
+    teacher: Teacher,
     draw: Draw,
     *,
     settings: DistillationSettings,
@@ -106,7 +124,7 @@ def distil(
     """A network of its own widths that computes about what another one computes.
 
     Args:
-        teacher: The network to learn from.
+        teacher: What to learn from.
         draw: Makes fresh inputs [N, num_inputs] from a number and a generator.
         settings: How to train.
         seed: Of the first weights and of every draw.
@@ -117,7 +135,7 @@ def distil(
             layers than the teacher, or a wider one.
     """
     sizes = settings.hidden_sizes
-    widths = tuple(weight.shape[1] for weight in teacher.weights[:-1])
+    widths = teacher.widths
     if settings.num_hint_steps and (
         len(sizes) != len(widths) or any(a > b for a, b in zip(sizes, widths, strict=False))
     ):
@@ -126,8 +144,7 @@ def distil(
         )
     rng = np.random.default_rng(seed)
     with reproducible(seed, num_threads=settings.num_threads) as generator:
-        oracle = _Teacher(teacher)
-        student = _Student(oracle, torch.from_numpy(draw(_POOL_ROWS, rng)), settings, generator)
+        student = _Student(teacher, torch.from_numpy(draw(_POOL_ROWS, rng)), settings, generator)
         total = settings.num_hint_steps + settings.num_output_steps
         pool, used = torch.empty(0), 0
         for step in range(total):
@@ -137,7 +154,7 @@ def distil(
             used += settings.batch_size
             torch.set_float32_matmul_precision("highest")
             with torch.no_grad():
-                outputs, responses = oracle(batch)
+                outputs, responses = teacher.respond(batch)
             if step < settings.num_hint_steps:
                 student.learn_hints(batch, outputs, responses, step)
             else:
@@ -153,14 +170,14 @@ class _Student:
 
     def __init__(
         self,
-        teacher: _Teacher,
+        teacher: Teacher,
         inputs: Tensor,
         settings: DistillationSettings,
         generator: torch.Generator,
     ) -> None:
         self.settings = settings
         with torch.no_grad():
-            outputs, responses = teacher(inputs)
+            outputs, responses = teacher.respond(inputs)
             self.line = LinearPart.fit(inputs, outputs, ridge=1.0)
             if settings.num_hint_steps:
                 self.units = teacher.choose_units(inputs, settings.hidden_sizes)
@@ -168,10 +185,9 @@ class _Student:
                     response[:, units].std(0).clamp_min(1e-6)
                     for response, units in zip(responses, self.units, strict=True)
                 ]
-        sizes = (inputs.shape[1], *settings.hidden_sizes, 1)
         self.weights: list[Tensor] = []
         self.biases: list[Tensor] = []
-        for before, after in pairwise(sizes):
+        for before, after in layer_shapes(inputs.shape[1], settings.hidden_sizes):
             weight = torch.randn(before, after, generator=generator) * (2 / before) ** 0.5
             self.weights.append(weight.requires_grad_())
             self.biases.append(torch.zeros(after, requires_grad=True))
@@ -184,19 +200,21 @@ class _Student:
     def learn_hints(
         self, inputs: Tensor, outputs: Tensor, responses: list[Tensor], step: int
     ) -> None:
-        """One step of every layer on its own: the teacher's responses in, the next ones out."""
+        """One step of every layer on its own towards the teacher's responses."""
         settings = self.settings
-        hidden = inputs - self.line.center
+        read, units = inputs - self.line.center, []
         losses = []
         layers = zip(self.weights, self.biases, strict=True)
         for layer, (weight, bias) in enumerate(layers):
-            found = torch.addmm(bias, hidden, weight)
+            found = torch.addmm(bias, read, weight)
             if layer == len(responses):
                 losses.append((found[:, 0] - self.line.rest(inputs, outputs)).square().mean())
             else:
                 wanted = responses[layer][:, self.units[layer]]
                 losses.append(((found - wanted) / self.deviations[layer]).square().mean())
-                hidden = wanted.relu()
+                # Its own units, not the teacher's: the next layer learns to make good what is missing.
+                units.append(found.detach().relu())
+                read = torch.cat(units, dim=1)
         self._hint_optimizer.zero_grad()
         torch.stack(losses).sum().backward()
         rate = settings.hint_learning_rate * _schedule(step, settings.num_hint_steps)
@@ -205,10 +223,11 @@ class _Student:
     def learn_outputs(self, inputs: Tensor, outputs: Tensor, step: int) -> None:
         """One step of the whole network on the teacher's outputs."""
         settings, matrices = self.settings, self.weights[:-1]
-        hidden = inputs - self.line.center
+        read, units = inputs - self.line.center, []
         for weight, bias in zip(matrices, self.biases[:-1], strict=True):
-            hidden = torch.addmm(bias, hidden, weight).relu()
-        found = torch.addmm(self.biases[-1], hidden, self.weights[-1])[:, 0]
+            units.append(torch.addmm(bias, read, weight).relu())
+            read = torch.cat(units, dim=1)
+        found = torch.addmm(self.biases[-1], read, self.weights[-1])[:, 0]
         loss = (found - self.line.rest(inputs, outputs)).square().mean()
         for parameter in (*self.weights, *self.biases):
             parameter.grad = None

@@ -1,10 +1,11 @@
 """The file of an accuracy predictor: safetensors, with a description in its metadata.
 
-``net{m}.layer{l}.weight`` [inputs, outputs] and ``net{m}.layer{l}.bias``
-[outputs] are the layers of network m, with ReLU between them;
-``net{m}.linear`` [inputs] is a linear part added to its output. Inputs stand in
-the order of `PredictorInfo.inputs`, then positions, then choices; the anchors
-come last. The metadata's only member, ``effdl``, is a `PredictorInfo` in JSON.
+``net{m}.layer{l}.weight`` [units read, outputs] and ``net{m}.layer{l}.bias``
+[outputs] are the layers of network m: the first reads the inputs, every later
+one all hidden units before it, first layer first, and ReLU follows all but the
+last; ``net{m}.linear`` [inputs] is a linear part added to its output. Inputs
+stand in the order of `PredictorInfo.inputs`, then positions, then choices; the
+anchors come last. The metadata's only member, ``effdl``, is a `PredictorInfo` in JSON.
 """
 
 from collections.abc import Mapping, Sequence
@@ -109,10 +110,13 @@ class PredictorInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Network:
-    """One network: ReLU layers and a linear part.
+    """One network: densely connected ReLU layers and a linear part.
+
+    The first layer reads the inputs, every later one all hidden units before it.
 
     Attributes:
-        weights: Matrices [inputs, outputs], at least two; the last one has one output.
+        weights: Matrices [units read, outputs], at least two; the last one has
+            one output.
         biases: Vectors [outputs].
         linear: Linear part [inputs].
     """
@@ -123,12 +127,16 @@ class Network:
 
     def __call__(self, features: Float32Array) -> Float32Array:
         """Outputs [N] of features [N, inputs]."""
-        hidden = features
+        units = np.empty((len(features), len(self.weights[-1])), dtype=np.float32)
+        read, start = features, 0
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
-            hidden = hidden @ weight
-            hidden += bias
-            np.maximum(hidden, 0.0, out=hidden)
-        output = hidden @ self.weights[-1][:, 0]
+            end = start + weight.shape[1]
+            layer = units[:, start:end]
+            np.matmul(read, weight, out=layer)
+            layer += bias
+            np.maximum(layer, 0.0, out=layer)
+            read, start = units[:, :end], end
+        output = units @ self.weights[-1][:, 0]
         output += features @ self.linear
         output += self.biases[-1]
         return output
@@ -228,12 +236,13 @@ def _network(
     )
     weights: list[Float32Array] = []
     biases: list[Float32Array] = []
-    width = info.num_inputs
+    num_read = info.num_inputs
     for i in range(max(num_layers, 2)):
         outputs = 1 if i + 1 >= num_layers else None
-        weights.append(tensor(f"layer{i}.weight", width, outputs))
-        width = weights[-1].shape[1]
-        biases.append(tensor(f"layer{i}.bias", width))
+        weights.append(tensor(f"layer{i}.weight", num_read, outputs))
+        num_outputs = weights[-1].shape[1]
+        biases.append(tensor(f"layer{i}.bias", num_outputs))
+        num_read = num_outputs + (num_read if i else 0)
     return Network(
         weights=tuple(weights), biases=tuple(biases), linear=tensor("linear", info.num_inputs)
     )

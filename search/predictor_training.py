@@ -9,7 +9,7 @@ learns from another predictor, which can be asked for any number of pairs.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from effdl.search.predictor_file import Network
 
-__all__ = ["LinearPart", "PairSettings", "fit_pairs", "reproducible", "to_network"]
+__all__ = ["LinearPart", "PairSettings", "fit_pairs", "layer_shapes", "reproducible", "to_network"]
 
 Float32Array = NDArray[np.float32]
 Report = Callable[[int, int], None]
@@ -96,6 +96,12 @@ class LinearPart:
         return (targets - self.mean - (inputs - self.center) @ self.slope) / self.scale
 
 
+def layer_shapes(num_inputs: int, hidden_sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Units read and outputs of every layer of a `Network`, the last one with one output."""
+    read = [num_inputs, *accumulate(hidden_sizes)]
+    return list(zip(read, (*hidden_sizes, 1), strict=True))
+
+
 def to_network(weights: Sequence[Tensor], biases: Sequence[Tensor], line: LinearPart) -> Network:
     """The network over plain inputs, from layers over centred inputs that learned `rest`."""
     w = [weight.detach().double().numpy() for weight in weights]
@@ -131,13 +137,13 @@ def fit_pairs(
         x, y = torch.from_numpy(inputs), torch.from_numpy(targets).float()
         line = LinearPart.fit(x, y, ridge=settings.ridge)
         centered, rest = x - line.center, line.rest(x, y)
-        sizes = (inputs.shape[1], *settings.hidden_sizes, 1)
+        shapes = layer_shapes(inputs.shape[1], settings.hidden_sizes)
         num = settings.num_networks
-        # About 40 of the one-hot inputs are set, and the rest is small beside the line.
-        gains = [0.1, *([1.4] * (len(sizes) - 3)), 0.3]
         weights, biases = [], []
-        for i, (before, after) in enumerate(pairwise(sizes)):
-            spread = gains[i] if i == 0 else gains[i] * before**-0.5
+        for i, (before, after) in enumerate(shapes):
+            # About 40 of the one-hot inputs are set, and the rest is small beside the line.
+            gain = 0.1 * before**0.5 if i == 0 else (0.3 if after == 1 else 1.4)
+            spread = gain * before**-0.5
             weights.append(torch.randn(num, before, after, generator=generator) * spread)
             biases.append(torch.zeros(num, 1, after))
         parameters = [*weights, *biases]
@@ -150,10 +156,11 @@ def fit_pairs(
             warm_up = min(1.0, (step + 1) / 20)
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * warm_up * (1 - step / settings.num_steps)
-            hidden = centered.expand(num, -1, -1)
+            read, units = centered.expand(num, -1, -1), []
             for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-                hidden = torch.relu(torch.baddbmm(bias, hidden, weight))
-            outputs = torch.baddbmm(biases[-1], hidden, weights[-1])[:, :, 0]
+                units.append(torch.relu(torch.baddbmm(bias, read, weight)))
+                read = torch.cat(units, dim=2)
+            outputs = torch.baddbmm(biases[-1], read, weights[-1])[:, :, 0]
             loss = (outputs - rest).square().mean(dim=1).sum()
             optimizer.zero_grad()
             loss.backward()

@@ -67,12 +67,22 @@ class LazyGroup(click.Group):
         self,
         args: Sequence[str] | None = None,
         prog_name: str | None = None,
-        **kwargs: Any,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
     ) -> NoReturn:
+        """Run the command line and exit; every error ends here (always as if standalone)."""
         given = list(sys.argv[1:] if args is None else args)
-        kwargs.pop("standalone_mode", None)
         try:
-            code = super().main(given, prog_name, standalone_mode=False, **kwargs)
+            code = super().main(
+                args=given,
+                prog_name=prog_name,
+                complete_var=complete_var,
+                standalone_mode=False,
+                windows_expand_args=windows_expand_args,
+                **extra,
+            )
         except Exception as error:
             code = failures.report(error, given)
         sys.exit(code if isinstance(code, int) else 0)

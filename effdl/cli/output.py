@@ -7,14 +7,14 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, TextIO
 
 import click
 
 from effdl.errors import EffdlError
 
-__all__ = ["SCHEMA_VERSION", "Answer", "Table", "write_answer", "write_error"]
+__all__ = ["SCHEMA_VERSION", "Answer", "Table", "can_style", "write_answer", "write_error"]
 
 SCHEMA_VERSION = 1
 
@@ -56,6 +56,12 @@ class Answer:
     failure: EffdlError | None = None
 
 
+def can_style(stream: TextIO) -> bool:
+    """Whether colours and moving lines are welcome on a stream."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return stream.isatty() and not plain
+
+
 def write_answer(answer: Answer, form: Format) -> None:
     """Write an answer to stdout in the form asked for."""
     if form == "json":
@@ -63,7 +69,7 @@ def write_answer(answer: Answer, form: Format) -> None:
         _write(_json_line({"schema_version": SCHEMA_VERSION, **answer.json, **failed}))
     elif form == "csv":
         _write(_csv_text(answer.rows or answer.tables[0]))
-    elif sys.stdout.isatty():
+    elif can_style(sys.stdout):
         _write_rich(answer.tables)
     else:
         _write("\n".join(_plain_text(table) for table in answer.tables))
@@ -85,7 +91,7 @@ def _error_body(error: EffdlError) -> dict[str, object]:
 
 def _write_message(error: EffdlError) -> None:
     label, hint = "error:", "hint:"
-    if sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb":
+    if can_style(sys.stderr):
         label, hint = click.style(label, fg="red", bold=True), click.style(hint, fg="cyan")
     click.echo(f"{label} {error.message}", err=True)
     if error.hint is not None:
@@ -150,7 +156,7 @@ def _text_cell(cell: object) -> str:
     if isinstance(cell, bool):
         return "yes" if cell else "no"
     if isinstance(cell, int):
-        return f"{cell:,}"
+        return f"{cell / 1e6:,.1f} M" if cell >= 1e6 else f"{cell:,}"
     if isinstance(cell, float):
         if not math.isfinite(cell):
             return "-"
@@ -168,6 +174,7 @@ def _right_aligned(table: Table) -> list[bool]:
 
 
 def _plain_text(table: Table) -> str:
+    table = _without_empty_columns(table)
     cells = [
         [_heading(column) for column in table.columns],
         *([_text_cell(cell) for cell in row] for row in table.rows),
@@ -188,15 +195,36 @@ def _plain_text(table: Table) -> str:
 def _write_rich(tables: Sequence[Table]) -> None:
     from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table as RichTable
 
     console = Console(file=sys.stdout, highlight=False)
-    for table in tables:
-        shown = RichTable(title=table.title, title_justify="left", box=box.SIMPLE_HEAD)
-        for column, numbers in zip(table.columns, _right_aligned(table), strict=True):
+    for table in map(_without_empty_columns, tables):
+        shown = RichTable(title=escape(table.title), title_justify="left", box=box.SIMPLE_HEAD)
+        cells = [[_text_cell(cell) for cell in row] for row in table.rows]
+        for i, right in enumerate(_right_aligned(table)):
             shown.add_column(
-                _heading(column).replace("[", r"\["), justify="right" if numbers else "left"
+                escape(_heading(table.columns[i])),
+                justify="right" if right else "left",
+                overflow="fold",
+                # A number broken over two lines is another number.
+                min_width=max(len(row[i]) for row in cells) if right else None,
             )
-        for row in table.rows:
-            shown.add_row(*(_text_cell(cell).replace("[", r"\[") for cell in row))
+        for row in cells:
+            shown.add_row(*map(escape, row))
         console.print(shown)
+
+
+def _without_empty_columns(table: Table) -> Table:
+    kept = [
+        i
+        for i, column in enumerate(zip(*table.rows, strict=True))
+        if any(c is not None for c in column)
+    ]
+    if not kept:
+        return table
+    return replace(
+        table,
+        columns=tuple(table.columns[i] for i in kept),
+        rows=[[row[i] for i in kept] for row in table.rows],
+    )

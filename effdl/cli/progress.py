@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import click
 
+from effdl.cli.output import can_style
 from effdl.workflows.progress import Progress
 
 __all__ = ["show_progress"]
@@ -20,7 +21,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 @contextmanager
 def show_progress() -> Iterator[Progress]:
     """A `Progress` that shows on stderr while the body runs, and leaves nothing on a terminal."""
-    if not sys.stderr.isatty():
+    if not can_style(sys.stderr):
         yield _plain_lines()
         return
     from rich.console import Console

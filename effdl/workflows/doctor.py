@@ -1,18 +1,14 @@
 """What works here, and the command for what does not. Imports nothing heavy."""
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
-import shutil
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from effdl.errors import EffdlError, OutputError
-from effdl.kernels.backend import find_backends
 from effdl.targets.host import describe_host, read_noise
 from effdl.targets.store import MeasurementStore, default_store_path
 from effdl.targets.target import find_cuda_device
@@ -20,22 +16,6 @@ from effdl.targets.target import find_cuda_device
 __all__ = ["Check", "examine"]
 
 _CORE = ("numpy", "torch", "onnx", "onnxruntime", "onnxscript", "safetensors")
-_OPTIONAL = (
-    # Package, what Python imports, what it is for.
-    ("openvino", "openvino", "a second runtime on this processor"),
-    ("distributed", "distributed", "profiles and searches over many machines"),
-    ("av", "av", "reading video files"),
-    ("soundfile", "soundfile", "reading sound files"),
-)
-_TOOLS = (
-    ("adb", "measuring on an Android phone", "sudo apt-get install adb"),
-    (
-        "aarch64-linux-gnu-gcc",
-        "compiling for 64-bit ARM",
-        "sudo apt-get install gcc-aarch64-linux-gnu",
-    ),
-    ("qemu-aarch64", "running 64-bit ARM code here", "sudo apt-get install qemu-user"),
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +42,7 @@ class Check:
 
 
 def examine(*, store_path: Path | None = None) -> tuple[Check, ...]:
-    """Look at Python, packages, tools, devices, noise and the store.
+    """Look at Python, packages, devices, noise and the store.
 
     Args:
         store_path: The store of measurements; None: the user's own.
@@ -71,10 +51,7 @@ def examine(*, store_path: Path | None = None) -> tuple[Check, ...]:
         _python(),
         *(_core_package(name) for name in _CORE),
         _onnxruntime_providers(),
-        *_kernel_backends(),
-        *(_optional_package(*row) for row in _OPTIONAL),
         _cuda(),
-        *(_tool(*row) for row in _TOOLS),
         _processor(),
         _noise(),
         _store(store_path or default_store_path()),
@@ -110,33 +87,6 @@ def _core_package(name: str) -> Check:
     )
 
 
-def _optional_package(package: str, module: str, purpose: str) -> Check:
-    here = importlib.util.find_spec(module) is not None
-    version = _version(package) or ("unknown version" if here else None)
-    ok = here and version is not None
-    return Check(
-        name=package,
-        ok=ok,
-        needed=False,
-        found=f"{version}: {purpose}" if ok else f"not installed: {purpose}",
-        command=None if ok else f"{_pip()} install {package}",
-    )
-
-
-def _kernel_backends() -> Sequence[Check]:
-    return [
-        Check(
-            name=backend.name,
-            ok=backend.is_available,
-            needed=False,
-            found=backend.version or "not installed: compiled kernels",
-            command=None if backend.is_available else f"{_pip()} install {backend.packages[0]}",
-        )
-        for backend in find_backends()
-        if backend.name != "torch"
-    ]
-
-
 def _onnxruntime_providers() -> Check:
     """Providers are shared libraries beside the runtime; the processor's is built in."""
     try:
@@ -163,17 +113,6 @@ def _cuda() -> Check:
         needed=False,
         found=device or "none: --target gpu means the reference GPU",
         command=None if device else "install NVIDIA's driver, if there is such a GPU",
-    )
-
-
-def _tool(name: str, purpose: str, command: str) -> Check:
-    path = shutil.which(name)
-    return Check(
-        name=name,
-        ok=path is not None,
-        needed=False,
-        found=path or f"not found: {purpose}",
-        command=None if path else command,
     )
 
 

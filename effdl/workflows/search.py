@@ -1,5 +1,6 @@
 """The main job: the most accurate sub-network that meets a latency, exported and verified."""
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -9,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from effdl.errors import ConfigError
+from effdl.errors import ConfigError, InfeasibleConstraintError
 from effdl.models.mobilenet_v3.pretrained import load_accuracy_predictor
 from effdl.models.mobilenet_v3.space import MobileNetV3Space
 from effdl.search.accuracy_predictor import AccuracyPredictor
 from effdl.search.candidate import Candidate
 from effdl.search.constraint import Constraint
 from effdl.search.loop import SearchBudget, run_search
+from effdl.search.minimum import minimize_cost
 from effdl.search.presets import make_algorithm
 from effdl.search.problem import SearchProblem
 from effdl.search.result import SearchResult
@@ -199,6 +201,7 @@ def search_subnet(
         constraints=_constraints(costs, limits, latency_limit_ms),
         costs=costs.statics(),
     )
+    _require_reachable(problem, target, limits.latency_ms)
     with ExitStack() as stack:
         folder = None
         if export or out is not None:
@@ -274,6 +277,25 @@ def _with_margin(latency_ms: float, model: LatencyModel, confidence: float | Non
     normal = NormalDist()
     quantile = normal.inv_cdf(confidence) / normal.inv_cdf(0.975)
     return latency_ms / (1.0 + model.interval_percent / 100.0 * quantile)
+
+
+def _require_reachable(problem: SearchProblem, target: Target, asked_ms: float) -> None:
+    """Refuse a latency below the fastest network's, before anything is written."""
+    latency = problem.constraints[0]
+    _, fastest_ms = minimize_cost(problem.space, latency.cost)
+    if fastest_ms <= latency.limit:
+        return
+    margin = asked_ms / latency.limit
+    reachable_ms = math.ceil(fastest_ms * margin * 100) / 100
+    wanted = f"{asked_ms:g} ms"
+    if margin > 1.0:
+        wanted += f" with that confidence ({latency.limit:.4g} ms predicted)"
+    raise InfeasibleConstraintError(
+        f"no sub-network of {problem.space.name} meets {wanted} on {target.name}: "
+        f"the fastest takes {fastest_ms:.4g} ms",
+        fastest_latency_ms=fastest_ms,
+        hint=f"--latency {reachable_ms:g}ms can be met",
+    )
 
 
 def _constraints(

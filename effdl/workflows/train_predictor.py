@@ -18,7 +18,7 @@ from effdl.errors import ConfigError, CorruptFileError
 from effdl.models.mobilenet_v3.space import MobileNetV3Space, ofa_mbv3_w10, ofa_mbv3_w12
 from effdl.search.accuracy_predictor import AccuracyCalibration, PredictorInfo
 from effdl.search.cost import LookupCost
-from effdl.search.predictor_distillation import DistillationSettings, distil
+from effdl.search.predictor_distillation import DistillationSettings, Teacher, distil
 from effdl.search.predictor_errors import (
     PredictionErrors,
     hold_out,
@@ -197,16 +197,11 @@ def _inputs(space: MobileNetV3Space) -> tuple[tuple[str, int, tuple[float, ...]]
     )
 
 
-def _official_network(path: Path, num_one_hot: int) -> Network:
+def _official(path: Path, num_one_hot: int) -> Teacher:
     """The official predictor over our inputs: only the anchors' bins of its resolution."""
-    layers = read_official_predictor(path)
+    (weight, bias), *layers = read_official_predictor(path)
     bins = [num_one_hot + OFFICIAL_BINS.index(anchor) for anchor in _ANCHORS_W12]
-    first = layers[0][0][[*range(num_one_hot), *bins]]
-    return Network(
-        weights=(first, *(weight for weight, _ in layers[1:])),
-        biases=tuple(bias for _, bias in layers),
-        linear=np.zeros(len(first), dtype=np.float32),
-    )
+    return Teacher([(weight[[*range(num_one_hot), *bins]], bias), *layers])
 
 
 def _front_costs(space: MobileNetV3Space, rng: np.random.Generator) -> list[LookupCost]:
@@ -229,13 +224,13 @@ def _train_w12(
     progress: Progress,
 ) -> tuple[PredictorInfo, tuple[Network, ...]]:
     inputs, search_space = _inputs(space), space.search_space
-    official = _official_network(source, sum(n * len(choices) for _, n, choices in inputs))
+    official = _official(source, sum(n * len(choices) for _, n, choices in inputs))
 
     def encode(population: Population) -> NDArray[np.float32]:
         return one_hot_inputs(population, search_space, inputs=inputs, anchors=_ANCHORS_W12)
 
     def official_raw(population: Population) -> NDArray[np.float64]:
-        return official(encode(population)).astype(np.float64)
+        return official.predict(encode(population))
 
     progress(0, 0, f"{space.name}: climbing to Pareto fronts")
     front_rng, test_rng = np.random.default_rng([seed, 1]), np.random.default_rng([seed, 2])

@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -291,6 +292,24 @@ def test_colours_on_a_terminal(environment: dict[str, str], coloured: bool) -> N
     os.close(master)
     assert done.returncode == 2
     assert ("\x1b[" in text) is coloured
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs pseudo-terminals")
+@pytest.mark.parametrize("plain", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_tables_on_a_terminal_say_what_they_say_elsewhere(plain: dict[str, str]) -> None:
+    command = [*EFFDL, "targets", "show", "gpu-titan-rtx"]
+    kept = {k: v for k, v in os.environ.items() if k not in {"NO_COLOR", "TERM", "FORCE_COLOR"}}
+    elsewhere = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    master, slave = os.openpty()
+    environment = {**kept, "TERM": "xterm", "COLUMNS": "200", **plain}
+    subprocess.run(command, stdout=slave, timeout=60, env=environment, check=True)
+    os.close(slave)
+    text = os.read(master, 100_000).decode()
+    os.close(master)
+    assert ("\x1b[" in text) is not bool(plain)
+    figures = re.findall(r"\d+\.\d+", elsewhere.stdout)
+    assert figures
+    assert re.findall(r"\d+\.\d+", text) == figures
 
 
 def test_a_closed_pipe_is_quiet() -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate
 from pathlib import Path
 
 import msgspec
@@ -74,8 +74,7 @@ def make_info(**changes: object) -> PredictorInfo:
 
 def make_networks(info: PredictorInfo, *, hidden: tuple[int, ...] = (7, 5)) -> list[Network]:
     rng = np.random.default_rng(5)
-    sizes = (info.num_inputs, *hidden, 1)
-    pairs = list(pairwise(sizes))
+    pairs = list(zip((info.num_inputs, *accumulate(hidden)), (*hidden, 1), strict=True))
     return [
         Network(
             weights=tuple(rng.normal(size=pair).astype(np.float32) for pair in pairs),
@@ -106,12 +105,12 @@ def torch_outputs(path: Path, space: SearchSpace, row: NDArray[np.uint8], anchor
     x = torch.tensor(one_hot, dtype=torch.float64)
     outputs = []
     for m in range(2):
-        hidden = x
-        for layer in range(3):
-            hidden = hidden @ tensors[f"net{m}.layer{layer}.weight"]
-            hidden = hidden + tensors[f"net{m}.layer{layer}.bias"]
-            hidden = torch.relu(hidden) if layer < 2 else hidden
-        outputs.append(hidden[0] + x @ tensors[f"net{m}.linear"])
+        weights = [tensors[f"net{m}.layer{layer}.weight"] for layer in range(3)]
+        biases = [tensors[f"net{m}.layer{layer}.bias"] for layer in range(3)]
+        first = torch.relu(x @ weights[0] + biases[0])
+        second = torch.relu(first @ weights[1] + biases[1])
+        last = torch.cat([first, second]) @ weights[2] + biases[2]
+        outputs.append(last[0] + x @ tensors[f"net{m}.linear"])
     return float(torch.stack(outputs).mean())
 
 
@@ -291,7 +290,7 @@ def _narrow(tensors: Tensors) -> None:
 
 
 def _widen(tensors: Tensors) -> None:
-    tensors["net0.layer2.weight"] = np.ones((5, 2), np.float32)
+    tensors["net0.layer2.weight"] = np.ones((12, 2), np.float32)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +300,7 @@ def _widen(tensors: Tensors) -> None:
         (_add, "other tensors: wanted 14, got 15"),
         (_poison, "net0.layer1.weight holds values that are not finite"),
         (_narrow, "net0.layer0.weight has another shape or type: wanted float32 39 x any"),
-        (_widen, "net0.layer2.weight has another shape or type: wanted float32 5 x 1"),
+        (_widen, "net0.layer2.weight has another shape or type: wanted float32 12 x 1"),
     ],
 )
 def test_wrong_tensors_are_a_corrupt_file(

@@ -8,9 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from effdl.errors import ConfigError
-from effdl.search.predictor_distillation import DistillationSettings, distil
+from effdl.search.predictor_distillation import DistillationSettings, Teacher, distil
 from effdl.search.predictor_errors import hold_out, measure_errors, near_duplicate_groups
-from effdl.search.predictor_file import Network
 from effdl.search.predictor_sampling import one_hot_inputs, sample_biased, sample_front
 from effdl.search.predictor_training import PairSettings, fit_pairs
 from effdl.search.space import Dimension, Gate, Population, SearchSpace
@@ -46,16 +45,16 @@ def made_accuracy(population: Population) -> NDArray[np.float64]:
     return 0.7 + 0.004 * indices.sum(axis=1) + 0.01 * together
 
 
-def random_teacher(widths: tuple[int, ...], num_inputs: int) -> Network:
+def random_teacher(widths: tuple[int, ...], num_inputs: int) -> Teacher:
     rng = np.random.default_rng(1)
-    sizes = (num_inputs, *widths, 1)
-    return Network(
-        weights=tuple(
-            rng.normal(0, (2 / before) ** 0.5, (before, after)).astype(np.float32)
-            for before, after in pairwise(sizes)
-        ),
-        biases=tuple(rng.normal(0, 0.1, after).astype(np.float32) for after in sizes[1:]),
-        linear=np.zeros(num_inputs, np.float32),
+    return Teacher(
+        [
+            (
+                rng.normal(0, (2 / before) ** 0.5, (before, after)).astype(np.float32),
+                rng.normal(0, 0.1, after).astype(np.float32),
+            )
+            for before, after in pairwise((num_inputs, *widths, 1))
+        ]
     )
 
 
@@ -123,11 +122,11 @@ def test_a_student_learns_a_teacher(num_hint_steps: int, share: float) -> None:
         num_threads=1,
     )
     student = distil(teacher, draw, settings=settings, seed=3)
-    assert [w.shape for w in student.weights] == [(26, 14), (14, 10), (10, 8), (8, 1)]
+    assert [w.shape for w in student.weights] == [(26, 14), (14, 10), (24, 8), (32, 1)]
     assert torch.get_num_threads() == threads
     assert torch.get_float32_matmul_precision() == "highest"
     x = draw(4000, np.random.default_rng(77))
-    wanted, found = teacher(x), student(x)
+    wanted, found = teacher.predict(x), student(x)
     design = np.c_[x, np.ones(len(x))]
     line = design @ np.linalg.lstsq(design, wanted, rcond=None)[0]
     assert np.std(found - wanted) < share * np.std(line - wanted)
