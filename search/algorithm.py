@@ -24,7 +24,11 @@ class SearchRun(Protocol):
     """One search under way."""
 
     def ask(self) -> Population:
-        """Canonical feasible rows [N, num_dimensions] to evaluate; none: finished."""
+        """Canonical rows [N, num_dimensions] to evaluate; none: finished.
+
+        A row that breaks a limit may be asked for, to learn from it; it is
+        never part of the result.
+        """
         ...
 
     def tell(self, values: NDArray[np.float64]) -> None:

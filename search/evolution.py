@@ -16,11 +16,12 @@ __all__ = ["EvolutionSearch", "crossover", "mutate", "ofa_evolution"]
 # Of the children bred, more than are wanted: those that break a limit or are
 # known already are dropped. How many follows the last generation's loss.
 _FIRST_SURPLUS = 2.5
-_SURPLUS_RANGE = (1.25, 4.0)
+_SURPLUS_RANGE = (1.25, 6.0)
 _SURPLUS_MARGIN = 1.1
 # Below this fraction of a population the shortage is made up by repairs.
 _LEAST_YIELD = 0.3
-_MAX_REPAIRS = 4
+_FILLING_FACTOR = 1.5
+_MAX_DRAWS = 4
 # Where so few were new so often in a row, nearly everything feasible is known.
 _BARREN_YIELD, _MAX_BARREN = 0.2, 8
 _MOST_PROB = 0.99
@@ -108,8 +109,8 @@ class EvolutionSearch:
             parents, parent_values = rows[order], values[order]
             num = math.ceil(surplus * size)
             bred = self._breed(region.problem.space, rng, parents, num)
-            bred = bred[archive.unseen(bred)]
             bred = bred[region.contains(bred)]
+            bred = bred[archive.unseen(bred)]
             wanted = _SURPLUS_MARGIN * num / max(1, len(bred))
             surplus = min(max(wanted, _SURPLUS_RANGE[0]), _SURPLUS_RANGE[1])
             if len(bred) < _LEAST_YIELD * size:
@@ -134,18 +135,12 @@ class EvolutionSearch:
         children: Population,
     ) -> Population:
         """Make up a shortage of new feasible children by mutating more and repairing."""
-        space, size = region.problem.space, self.population_size
-        prob = self.mutation_prob
-        for _ in range(_MAX_REPAIRS):
-            missing = size - len(children)
-            if missing <= 0:
-                break
-            prob = min(1.0, max(1.5 * prob, 0.05))
-            picked = parents[rng.integers(len(parents), size=2 * missing)]
-            more = region.repair(mutate(space, picked, prob, rng), rng)
-            children = np.concatenate([children, more])
-            children = children[archive.unseen(children)[:size]]
-        return children
+        missing = self.population_size - len(children)
+        picked = parents[rng.integers(len(parents), size=2 * missing)]
+        prob = min(1.0, max(_FILLING_FACTOR * self.mutation_prob, 0.05))
+        more = region.repair(mutate(region.problem.space, picked, prob, rng), rng)
+        children = np.concatenate([children, more])
+        return children[archive.unseen(children)[: self.population_size]]
 
     def _breed(
         self, space: SearchSpace, rng: np.random.Generator, parents: Population, num: int
@@ -205,7 +200,7 @@ def _new_random(
 ) -> Population:
     rows = region.sample(num, rng)
     rows = rows[archive.unseen(rows)]
-    for _ in range(_MAX_REPAIRS):
+    for _ in range(_MAX_DRAWS):
         if len(rows) == num:
             break
         rows = np.concatenate([rows, region.sample(2 * num, rng)])

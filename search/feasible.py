@@ -25,20 +25,21 @@ class FeasibleRegion:
 
     Args:
         problem: What is searched for.
+        anchor: A row [num_dimensions] known to be feasible; None: looked for.
 
     Attributes:
-        problem: The same.
+        problem: What is searched for.
         anchor: A feasible row [num_dimensions]; with one constraint the
-            cheapest of the space.
+            cheapest of the space, where none was given.
 
     Raises:
         InfeasibleConstraintError: No row keeps every limit (proven), or none
             was found; the message says which.
     """
 
-    def __init__(self, problem: SearchProblem) -> None:
+    def __init__(self, problem: SearchProblem, *, anchor: NDArray[np.uint8] | None = None) -> None:
         self.problem = problem
-        self.anchor = _find_anchor(problem)
+        self.anchor = _find_anchor(problem) if anchor is None else anchor
 
     def contains(self, population: Population) -> NDArray[np.bool_]:
         """Which canonical rows keep every limit [N]."""

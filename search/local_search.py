@@ -39,9 +39,9 @@ class LocalSearch:
         max_steps: Steps of one climb, at most.
     """
 
-    num_kicks: int = 8
-    kick_prob: float = 0.1
-    num_pairs: int = 300
+    num_kicks: int = 2
+    kick_prob: float = 0.15
+    num_pairs: int = 150
     max_steps: int = 60
 
     def start(

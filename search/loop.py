@@ -63,7 +63,7 @@ def run_search(
         rng: The only source of randomness.
         budget: When to stop at the latest.
         num_best: How many of the best networks to return.
-        progress: Called with (networks evaluated, best objective) after every tell.
+        progress: Called with (networks evaluated, best feasible objective) after every ask.
 
     Raises:
         InfeasibleConstraintError: No network keeps every limit, or none was found.
@@ -85,9 +85,10 @@ def _loop(
     wall_start: float,
 ) -> tuple[Archive, int]:
     """Everything evaluated, and how many rows were asked for."""
-    archive = Archive(problem)
-    run = algorithm.start(FeasibleRegion(problem), archive, rng)
+    archive, region = Archive(problem), FeasibleRegion(problem)
+    run = algorithm.start(region, archive, rng)
     num_evaluations = idle = 0
+    best = -np.inf
     while idle < _MAX_IDLE_ASKS:
         rows = run.ask()
         asked = len(rows)
@@ -100,7 +101,10 @@ def _loop(
         num_evaluations += len(rows)
         idle = 0 if len(archive) > before else idle + 1
         if progress is not None:
-            progress(len(archive), float(archive.objective.max()))
+            better = values > best
+            better[better] = region.contains(rows[better])
+            best = float(values[better].max(initial=best))
+            progress(len(archive), best)
         elapsed_s = time.perf_counter() - wall_start
         is_late = budget.max_seconds is not None and elapsed_s >= budget.max_seconds
         if is_late or len(rows) < asked:

@@ -7,9 +7,18 @@ from effdl.errors import UnknownNameError
 from effdl.search.algorithm import SearchAlgorithm
 from effdl.search.evolution import EvolutionSearch, ofa_evolution
 from effdl.search.local_search import LocalSearch, RestartedSearch
+from effdl.search.pareto import ParetoSearch
 from effdl.search.random_search import RandomSearch
 
-__all__ = ["ALGORITHMS", "EFFORTS", "fast", "make_algorithm", "standard", "thorough"]
+__all__ = [
+    "ALGORITHMS",
+    "EFFORTS",
+    "fast",
+    "make_algorithm",
+    "standard",
+    "thorough",
+    "whole_front",
+]
 
 
 def fast() -> EvolutionSearch:
@@ -18,20 +27,29 @@ def fast() -> EvolutionSearch:
 
 
 def standard() -> RestartedSearch:
-    """Two evolutions and local search."""
+    """Two dozen short evolutions, each finished by local search: some 150,000 evaluations."""
     return RestartedSearch(
-        num_restarts=3,
-        evolution=EvolutionSearch(num_generations=100),
-        local=LocalSearch(num_kicks=6),
+        num_restarts=24,
+        evolution=EvolutionSearch(num_generations=15),
+        local=LocalSearch(num_kicks=2),
     )
 
 
 def thorough() -> RestartedSearch:
-    """Many evolutions and local searches."""
+    """The same, many more times and kicked more often: some 800,000 evaluations."""
     return RestartedSearch(
-        num_restarts=12,
-        evolution=EvolutionSearch(num_generations=200),
-        local=LocalSearch(num_kicks=8),
+        num_restarts=80,
+        evolution=EvolutionSearch(num_generations=15),
+        local=LocalSearch(num_kicks=4, kick_prob=0.2),
+    )
+
+
+def whole_front() -> ParetoSearch:
+    """Sixteen limits up to the one given: some 60,000 evaluations."""
+    return ParetoSearch(
+        num_limits=16,
+        evolution=EvolutionSearch(num_generations=20),
+        local=LocalSearch(num_kicks=1),
     )
 
 
@@ -44,6 +62,7 @@ ALGORITHMS: Mapping[str, Callable[[], SearchAlgorithm]] = MappingProxyType(
         "random": RandomSearch,
         "local": lambda: LocalSearch(num_kicks=64),
         "restarts": standard,
+        "pareto": whole_front,
     }
 )
 

@@ -55,19 +55,18 @@ def peer_finder(
         datasets,
         stand_in("torch._six", string_classes=(str, bytes)),
         stand_in("gdown"),
+        stand_in("tqdm", tqdm=lambda iterable, **_: iterable),
     ]
     with pytest.MonkeyPatch.context() as patch:
         for module in stand_ins:
             patch.setitem(sys.modules, module.__name__, module)
         tutorial = importlib.import_module("ofa.tutorial")
         latency_table = importlib.import_module("ofa.tutorial.latency_table")
-        finder_module = importlib.import_module("ofa.tutorial.evolution_finder")
         # Its yaml.load(fp) is a TypeError on today's PyYAML.
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         patch.setattr(
             latency_table, "yaml", stand_in("yaml", load=lambda fp: yaml.load(fp, Loader=loader))
         )
-        patch.setattr(finder_module, "tqdm", lambda iterable, **_: iterable)
         table = tutorial.LatencyTable.__new__(tutorial.LatencyTable)
         table.latency_tables = {
             r: latency_table.LatencyEstimator(url=str(published / f"note10/{r}_lookup_table.yaml"))

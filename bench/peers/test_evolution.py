@@ -37,7 +37,7 @@ def our_problem(limit_ms: float) -> SearchProblem:
     )
 
 
-@pytest.mark.parametrize("limit_ms", [25.0])
+@pytest.mark.parametrize("limit_ms", [15.0, 25.0, 35.0])
 def test_evolution_against_the_peer(
     benchmark: BenchmarkFixture, peer_finder: Callable[[float], Any], limit_ms: float
 ) -> None:

@@ -26,7 +26,7 @@ __all__ = [
 DEFAULT_SPACE_NAME = "ofa-mbv3-w1.2"
 SPACE_NAMES = ("ofa-mbv3-w1.0", "ofa-mbv3-w1.2")
 EFFORT_NAMES = ("fast", "standard", "thorough")
-ALGORITHM_NAMES = ("evolution", "random", "local", "restarts")
+ALGORITHM_NAMES = ("evolution", "random", "local", "restarts", "pareto")
 TARGET_ALIASES = ("gpu", "mobile")
 
 

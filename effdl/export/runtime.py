@@ -30,8 +30,8 @@ class ParityCase:
     """One made input.
 
     Attributes:
-        kind: ``random``: standard normal. ``extreme``: every element -3 or 3,
-            beyond both ends of a normalised image. ``zeros``.
+        kind: ``random``: standard normal. ``extreme``: every element -2 or 2,
+            about the ends of a normalised image. ``zeros``.
         seed: Of its random numbers.
         batch_size: Its first dimension.
     """
@@ -51,7 +51,7 @@ class ParityCase:
             case "random":
                 return rng.standard_normal(shape, dtype=np.float32)
             case "extreme":
-                return (6.0 * rng.integers(0, 2, size=shape) - 3.0).astype(np.float32)
+                return (4.0 * rng.integers(0, 2, size=shape) - 2.0).astype(np.float32)
             case "zeros":
                 return np.zeros(shape, dtype=np.float32)
 

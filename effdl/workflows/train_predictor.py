@@ -273,7 +273,6 @@ def _train_w12(
             test_rng,
         )
     )
-    steps = settings.distillation.num_hint_steps + settings.distillation.num_output_steps
     info = PredictorInfo(
         schema_version=SCHEMA_VERSION,
         space=space.name,
@@ -291,13 +290,11 @@ def _train_w12(
         licence="Apache-2.0",
         rmse_pp=uniform.rmse_pp,
         spearman=uniform.spearman,
-        num_pairs=steps * settings.distillation.batch_size,
+        num_pairs=settings.distillation.num_samples,
         held_out=f"{settings.num_test} uniformly random architectures, against the official output",
         method=(
-            "random weights; first the responses of the official predictor's most influential "
-            "hidden units, then its outputs"
-            if settings.distillation.num_hint_steps
-            else "random weights; the official predictor's outputs"
+            "layers fitted by least squares to the responses of the official predictor's most "
+            "influential hidden units"
         ),
         seed=seed,
         made_from=made_from,

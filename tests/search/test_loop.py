@@ -1,7 +1,8 @@
 """Searches against the best of all networks; their ends, budgets and seeds."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ from hypothesis import strategies as st
 
 from effdl.errors import ConfigError, InfeasibleConstraintError, UnknownNameError
 from effdl.search.algorithm import SearchAlgorithm
-from effdl.search.evolution import EvolutionSearch
+from effdl.search.candidate import Candidate
+from effdl.search.evolution import EvolutionSearch, mutate
 from effdl.search.local_search import LocalSearch
 from effdl.search.loop import SearchBudget, run_search
 from effdl.search.pareto import pareto_indices
-from effdl.search.presets import ALGORITHMS, EFFORTS, make_algorithm
+from effdl.search.presets import ALGORITHMS, EFFORTS, make_algorithm, whole_front
 from effdl.search.problem import SearchProblem
 from effdl.search.random_search import RandomSearch
 from effdl.search.result import SearchResult
@@ -140,16 +142,77 @@ def test_top_k_are_the_best_distinct_ones_evaluated(make_problem: Maker) -> None
 
 def test_front_is_that_of_everything_evaluated(make_problem: Maker) -> None:
     made = make_problem(2)
-    result = run(made.problem, make_algorithm(effort="standard"))
+    counting = CountingObjective(made.problem.objective)
+    problem = replace(made.problem, objective=counting)
+    result = run(
+        problem, make_algorithm(algorithm="random"), budget=SearchBudget(max_evaluations=300)
+    )
+    keys = {row.tobytes(): i for i, row in enumerate(made.rows)}
+    asked = np.array([keys[key] for key in counting.asked])
+    cost, objective = made.cost[asked], made.objective[asked]
+    indices = pareto_indices(objective, cost)
+    assert len(indices) > 3
     front = [(c.costs["latency_ms"], c.objective) for c in result.pareto_front]
-    inside = made.cost <= made.problem.constraints[0].limit
-    if result.num_unique == inside.sum():
-        indices = pareto_indices(made.objective[inside], made.cost[inside])
-        expected = list(
-            zip(made.cost[inside][indices], made.objective[inside][indices], strict=True)
-        )
-        assert front == pytest.approx(expected)
-    assert front == sorted(front)
+    expected = list(zip(cost[indices].tolist(), objective[indices].tolist(), strict=True))
+    assert front == [pytest.approx(point, rel=1e-12) for point in expected]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whole_front_is_that_of_all_networks(make_problem: Maker, seed: int) -> None:
+    """The area under the front, over all limits, is nearly the greatest possible."""
+    made = make_problem(seed)
+    problem = made.within(float(made.cost.max()))
+    budget = SearchBudget(max_evaluations=2500)
+    result = run(problem, whole_front(), budget=budget)
+    limits = np.linspace(made.cost.min(), made.cost.max(), 40)
+
+    def reached(front: Sequence[Candidate]) -> list[float]:
+        return [max(c.objective for c in front if c.costs["latency_ms"] <= x) for x in limits]
+
+    ideal = np.array([made.optimum(limit) for limit in limits])
+    lost = ideal - np.array(reached(result.pareto_front))
+    assert (lost >= -1e-9).all()
+    assert lost.mean() < 0.01 * np.ptp(ideal)
+    one_end = run(problem, make_algorithm(algorithm="restarts"), budget=budget)
+    shared = limits >= one_end.pareto_front[0].costs["latency_ms"]
+    lost_by_one_end = ideal[shared] - np.array(
+        [
+            max(c.objective for c in one_end.pareto_front if c.costs["latency_ms"] <= x)
+            for x in limits[shared]
+        ]
+    )
+    assert lost[shared].mean() <= lost_by_one_end.mean()
+
+
+def test_a_front_wants_a_limit(make_problem: Maker) -> None:
+    made = make_problem(0)
+    problem = replace(made.problem, constraints=())
+    with pytest.raises(ConfigError, match="Pareto"):
+        run(problem, whole_front())
+
+
+def test_progress_tells_the_best_feasible_objective(make_problem: Maker) -> None:
+    made = make_problem(5)
+    told: list[tuple[int, float]] = []
+    result = run(
+        made.problem,
+        LocalSearch(num_kicks=3),
+        progress=lambda num, best: told.append((num, best)),
+    )
+    assert told == sorted(told)
+    assert told[-1] == (result.num_unique, result.best[0].objective)
+    history = result.history
+    assert all(best == history[num - 1] for num, best in told)
+
+
+def test_mutation_redraws_each_place_with_its_probability(make_problem: Maker) -> None:
+    """A redrawn place differs unless the same choice comes again."""
+    space = make_problem(0).space
+    deep = np.full((20_000, len(space.dimensions)), 1, dtype=np.uint8)
+    mutants = mutate(space, deep, 0.3, np.random.default_rng(0))
+    for column in (0, 1, space.columns("resolution")[0]):
+        other = 1 - 1 / space.num_choices[column]
+        assert (mutants[:, column] != 1).mean() == pytest.approx(0.3 * other, abs=0.012)
 
 
 def test_budgets(make_problem: Maker) -> None:
@@ -160,7 +223,7 @@ def test_budgets(make_problem: Maker) -> None:
     assert timed.num_unique <= RandomSearch().batch_size
     for wrong in ({"max_evaluations": 0}, {"max_seconds": 0.0}, {"max_seconds": float("nan")}):
         with pytest.raises(ConfigError):
-            SearchBudget(**wrong)
+            SearchBudget(**cast(Any, wrong))
 
 
 def test_unknown_names_give_the_nearest() -> None:

@@ -106,37 +106,32 @@ def draw(num: int, rng: np.random.Generator) -> NDArray[np.float32]:
     return encode(SPACE.sample(num, rng))
 
 
-@pytest.mark.parametrize(("num_hint_steps", "share"), [(0, 0.5), (300, 0.3)])
-def test_a_student_learns_a_teacher(num_hint_steps: int, share: float) -> None:
-    """A narrower student leaves a share of the deviation that a line leaves."""
+def test_a_narrower_student_learns_a_teacher() -> None:
+    """It leaves a third of the deviation that a line leaves, at most."""
     teacher = random_teacher((16, 12, 8), 26)
     threads = torch.get_num_threads()
-    settings = DistillationSettings(
-        hidden_sizes=(14, 10, 8),
-        num_hint_steps=num_hint_steps,
-        num_output_steps=700,
-        batch_size=512,
-        hint_learning_rate=2e-2,
-        matrix_learning_rate=2e-2,
-        learning_rate=5e-3,
-        num_threads=1,
-    )
+    settings = DistillationSettings(hidden_sizes=(14, 10, 8), num_samples=8192, num_threads=1)
     student = distil(teacher, draw, settings=settings, seed=3)
     assert [w.shape for w in student.weights] == [(26, 14), (14, 10), (24, 8), (32, 1)]
     assert torch.get_num_threads() == threads
-    assert torch.get_float32_matmul_precision() == "highest"
     x = draw(4000, np.random.default_rng(77))
     wanted, found = teacher.predict(x), student(x)
     design = np.c_[x, np.ones(len(x))]
     line = design @ np.linalg.lstsq(design, wanted, rcond=None)[0]
-    assert np.std(found - wanted) < share * np.std(line - wanted)
+    assert np.std(found - wanted) < 0.35 * np.std(line - wanted)
+
+
+def test_a_student_of_the_teachers_widths_is_equal() -> None:
+    teacher = random_teacher((16, 12, 8), 26)
+    settings = DistillationSettings(hidden_sizes=(16, 12, 8), num_samples=8192, num_threads=1)
+    student = distil(teacher, draw, settings=settings, seed=3)
+    x = draw(1000, np.random.default_rng(77))
+    np.testing.assert_allclose(student(x), teacher.predict(x), atol=2e-2)
 
 
 def test_equal_seeds_distil_equal_networks() -> None:
     teacher = random_teacher((6, 6), 26)
-    settings = DistillationSettings(
-        hidden_sizes=(4, 4), num_hint_steps=5, num_output_steps=5, batch_size=64, num_threads=1
-    )
+    settings = DistillationSettings(hidden_sizes=(4, 4), num_samples=512, num_threads=1)
     seen: list[tuple[int, int]] = []
     first = distil(
         teacher, draw, settings=settings, seed=3, report=lambda d, t: seen.append((d, t))
@@ -144,12 +139,12 @@ def test_equal_seeds_distil_equal_networks() -> None:
     again = distil(teacher, draw, settings=settings, seed=3)
     for a, b in zip((*first.weights, *first.biases), (*again.weights, *again.biases), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert seen == [(i, 10) for i in range(1, 11)]
+    assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
 @pytest.mark.parametrize("hidden_sizes", [(4,), (8, 8), (4, 9)])
-def test_hints_want_a_student_inside_the_teacher(hidden_sizes: tuple[int, ...]) -> None:
-    settings = DistillationSettings(hidden_sizes=hidden_sizes, num_hint_steps=1)
+def test_a_student_must_fit_inside_its_teacher(hidden_sizes: tuple[int, ...]) -> None:
+    settings = DistillationSettings(hidden_sizes=hidden_sizes)
     with pytest.raises(ConfigError, match="at most"):
         distil(random_teacher((7, 8), 26), draw, settings=settings, seed=0)
 

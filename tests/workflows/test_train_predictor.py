@@ -35,9 +35,7 @@ ANCHORS = (160, 176, 192, 208, 224)
 TINY = PublishedSettings(
     distillation=DistillationSettings(
         hidden_sizes=(8, 8, 8),
-        num_hint_steps=3,
-        num_output_steps=4,
-        batch_size=256,
+        num_samples=2048,
         num_threads=1,
     ),
     pairs=PairSettings(num_steps=60),
@@ -100,7 +98,7 @@ def test_both_predictors_are_written_and_describe_themselves(
     w12 = AccuracyPredictor.load(trained / "ofa-mbv3-w1.2.safetensors", ofa_mbv3_w12().search_space)
     assert w12.anchors == ANCHORS
     assert w12.has_fine_tuned
-    assert w12.info.num_pairs == 7 * 256
+    assert w12.info.num_pairs == 2048
     w10_space = ofa_mbv3_w10().search_space
     w10 = AccuracyPredictor.load(trained / "ofa-mbv3-w1.0.safetensors", w10_space)
     assert w10.anchors == (224,)
