@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from effdl.search.algorithm import ProposalRun, Proposals
 from effdl.search.candidate import Archive
-from effdl.search.evolution import EvolutionSearch, mutate
+from effdl.search.evolution import mutate
 from effdl.search.feasible import FeasibleRegion
 from effdl.search.neighbourhood import Neighbourhood
 from effdl.search.space import Population
 
-__all__ = ["LocalSearch", "RestartedSearch"]
+__all__ = ["LocalSearch"]
 
 Climb = Generator[Population, NDArray[np.float64], tuple[NDArray[np.uint8], float]]
 
@@ -40,8 +40,8 @@ class LocalSearch:
     """
 
     num_kicks: int = 2
-    kick_prob: float = 0.15
-    num_pairs: int = 150
+    kick_prob: float = 0.2
+    num_pairs: int = 100
     max_steps: int = 60
 
     def start(
@@ -176,37 +176,3 @@ def _priced(
         chosen = moves[members[best]]
         rows = np.where(pays[:, None] & (chosen != row), chosen, rows)
     return rows
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RestartedSearch:
-    """Short evolutions from scratch, each finished by local search.
-
-    Attributes:
-        num_restarts: How often.
-        evolution: The beginning of each.
-        local: The end of each.
-    """
-
-    num_restarts: int
-    evolution: EvolutionSearch
-    local: LocalSearch
-
-    def start(
-        self, region: FeasibleRegion, archive: Archive, rng: np.random.Generator
-    ) -> ProposalRun:
-        """See `SearchAlgorithm.start`."""
-        return ProposalRun(self._propose(region, archive, rng))
-
-    def _propose(
-        self, region: FeasibleRegion, archive: Archive, rng: np.random.Generator
-    ) -> Proposals:
-        for _ in range(self.num_restarts):
-            begin = len(archive)
-            yield from self.evolution.propose(region, archive, rng)
-            if len(archive) == begin:
-                return
-            inside = begin + np.flatnonzero(region.contains(archive.population[begin:]))
-            top = inside[archive.objective[inside].argmax()]
-            row, value = archive.population[top].copy(), float(archive.objective[top])
-            yield from self.local.improve(region, archive, rng, row, value)

@@ -254,12 +254,20 @@ def test_signals_end_a_running_verb(tmp_path: Path, number: signal.Signals, code
     os.mkfifo(pipe)
     command = [*EFFDL, "predict", "--configs", str(pipe), "--format", "json"]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run in the background may ignore SIGINT, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as running:
-        time.sleep(2)
-        assert running.poll() is None
-        running.send_signal(number)
-        out, err = running.communicate(timeout=30)
+        try:
+            time.sleep(2)
+            assert running.poll() is None
+            running.send_signal(number)
+            out, err = running.communicate(timeout=30)
+        finally:
+            running.kill()
     assert running.returncode == code
     assert json.loads(out)["error"]["type"] == "InterruptedError"
     assert "Traceback" not in err
