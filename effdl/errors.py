@@ -8,6 +8,7 @@ The tree, with the exit code the command line gives it::
     ├── InfeasibleConstraintError       3   names the fastest reachable latency
     ├── TargetUnavailableError          4   the target is not here or cannot be measured
     ├── BackendUnavailableError         4   a tool or an optional package is missing
+    ├── WorkerLostError                 4   a task ended its worker, or did not end in time
     ├── UnstableMeasurementError        5   under --strict: the noise did not settle
     ├── ExportParityError               6   an exported file does not compute what it should
     ├── CorruptFileError                7   a given file is malformed or of another kind
@@ -37,6 +38,7 @@ __all__ = [
     "TargetUnavailableError",
     "UnknownNameError",
     "UnstableMeasurementError",
+    "WorkerLostError",
 ]
 
 
@@ -121,6 +123,12 @@ class TargetUnavailableError(EffdlError):
 
 class BackendUnavailableError(EffdlError):
     """A tool or an optional package is missing; the hint installs it."""
+
+    exit_code = 4
+
+
+class WorkerLostError(EffdlError):
+    """A task ended its worker each time it was tried, or did not end in time."""
 
     exit_code = 4
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from effdl.errors import ConfigError, CorruptFileError, OutputError
 
-__all__ = ["read_limited", "write_atomically"]
+__all__ = ["read_limited", "require_writable", "write_atomically"]
 
 
 def read_limited(path: Path, max_bytes: int) -> bytes:
@@ -24,6 +24,22 @@ def read_limited(path: Path, max_bytes: int) -> bytes:
     if len(data) > max_bytes:
         raise CorruptFileError(f"{path} is too large: wanted at most {max_bytes} bytes")
     return data
+
+
+def require_writable(path: Path) -> None:
+    """Find out before long work whether a file could be written afterwards.
+
+    Raises:
+        OutputError: The path is a folder, or its folder cannot be written.
+    """
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder", hint="name a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise _cannot_write(path, error) from error
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -48,7 +64,11 @@ def write_atomically(path: Path, data: bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(
-            f"cannot write {path}: {error.strerror or error}",
-            hint="choose a folder that is writable and has space left",
-        ) from error
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"cannot write {path}: {error.strerror or error}",
+        hint="choose a folder that is writable and has space left",
+    )

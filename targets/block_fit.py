@@ -2,11 +2,11 @@
 
 Levenberg-Marquardt on the logarithms of the coefficients, against the
 logarithms of the latencies, with Huber weights so that a few disturbed
-measurements do not pull the fit. With many networks, corrections by kind of
-block and by resolution follow, as a ridge regression on what is left.
+measurements do not pull the fit. Few networks get a weak prior too, without
+which ten of them could not tell ten coefficients apart. With many networks, corrections
+by kind of block and by resolution follow, as a ridge regression on what is left.
 """
 
-import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -22,28 +22,40 @@ from effdl.targets.block_model import (
     block_kind,
     launch_and_work,
     op_features,
+    sum_over_slots,
 )
 
-__all__ = ["CrossValidation", "Measurements", "cross_validate", "fit_best", "fit_blocks"]
+__all__ = [
+    "FEW_SAMPLES",
+    "FIRST_GUESS",
+    "MIN_SAMPLES",
+    "Descent",
+    "Measurements",
+    "check_measurements",
+    "fit_blocks",
+    "fit_by_descent",
+]
 
-# Shape of a first guess, scaled to the measurements: logarithms of a0..a3,
-# b0..b2, c0, c1 and p - 1.
-_GUESS = np.log([0.1, 0.05, 0.02, 0.02, 0.005, 0.05, 0.1, 1.0, 1.0, 1.0])
+FIRST_GUESS = np.log([0.1, 0.05, 0.02, 0.02, 0.005, 0.05, 0.1, 1.0, 1.0, 1.0])
+"""A first guess but for its scale: logarithms of a0..a3, b0..b2, c0, c1 and p - 1."""
+
+MIN_SAMPLES = 10
+"""Different networks that a fit needs at least."""
+
+FEW_SAMPLES = 40
+"""Below so many networks, a fit takes a prior, and its interval comes from the posterior."""
+
 _GUESS_SPREAD = 0.7
 _NUM_STARTS = 4
 _LOWEST = np.array([-18.0] * 9 + [-3.0])
 _HIGHEST = np.array([12.0] * 9 + [2.5])
 _MAX_ITERATIONS = 60
-
-_MIN_SAMPLES = 10
-_MIN_SAMPLES_FOR_CORRECTIONS = 200
 _RIDGE = 10.0
 
 # Huber's constant, 95 % efficient on normal errors; residuals below the floor
 # are timer noise whatever their spread.
 _HUBER = 1.345
 _RESIDUAL_FLOOR = 0.002
-_COVERAGE = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,23 +82,36 @@ class Measurements:
 
     def sum_over_slots(self, of_ops: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sums [N, ...] over each network of values of operators [len(ops), ...]."""
-        padded = np.concatenate([of_ops, np.zeros((1, *of_ops.shape[1:]))])
-        return padded[self.codes].sum(axis=1)
+        return sum_over_slots(self.codes, of_ops)
+
+    def merge_repeats(self) -> "Measurements":
+        """Every network once, in the order of the first, at the median of its latencies."""
+        rows_of: dict[bytes, list[int]] = {}
+        for i, row in enumerate(self.codes):
+            rows_of.setdefault(row.tobytes(), []).append(i)
+        latency_ms = np.array([np.median(self.latency_ms[rows]) for rows in rows_of.values()])
+        first = np.array([rows[0] for rows in rows_of.values()], dtype=np.intp)
+        return replace(self, codes=self.codes[first], latency_ms=latency_ms)
 
 
-class CrossValidation(NamedTuple):
-    """Errors on networks that the fit did not see.
+class Descent(NamedTuple):
+    """Where a descent ended.
 
     Attributes:
-        mape_percent: Mean absolute percentage error.
-        spearman: Rank correlation of predicted and measured.
-        interval_percent: 95 % of the measurements lie within this many
-            percent of their prediction.
+        mean_error: Mean absolute residual.
+        parameters: As of `launch_and_work` [10].
+        residual: Logarithms of predicted over measured latency [N].
+        jacobian: Derivatives of the logarithms of predicted latencies [N, 10].
+        weight: Huber's weights [N].
+        prior: Precision of the prior [10, 10], in units of the residuals' variance.
     """
 
-    mape_percent: float
-    spearman: float
-    interval_percent: float
+    mean_error: float
+    parameters: NDArray[np.float64]
+    residual: NDArray[np.float64]
+    jacobian: NDArray[np.float64]
+    weight: NDArray[np.float64]
+    prior: NDArray[np.float64]
 
 
 def fit_blocks(
@@ -95,93 +120,80 @@ def fit_blocks(
     """Fit the launch-and-work model.
 
     Args:
-        measured: At least 10 networks.
+        measured: At least 10 different networks.
         corrections: Whether to add corrections by kind of block and by
             resolution; they need hundreds of networks.
         seed: Of the starting points.
 
     Raises:
-        ConfigError: There are too few networks.
+        ConfigError: There are too few networks, or all latencies are equal.
     """
-    if len(measured) < _MIN_SAMPLES:
+    check_measurements(measured)
+    return fit_by_descent(measured, corrections=corrections, seed=seed)[0]
+
+
+def check_measurements(measured: Measurements) -> None:
+    """Refuse what no fit can be made of.
+
+    Raises:
+        ConfigError: There are too few networks, or all latencies are equal.
+    """
+    num, num_different = len(measured), len(np.unique(measured.codes, axis=0))
+    if num_different < MIN_SAMPLES:
+        repeated = f" in {num} rows" if num_different < num else ""
         raise ConfigError(
-            f"too few measurements for a fit: wanted at least {_MIN_SAMPLES}, got {len(measured)}",
-            hint="20 random sub-networks are enough on most GPUs",
+            f"too few measurements for a fit: wanted at least {MIN_SAMPLES} different networks, "
+            f"got {num_different}{repeated}",
+            hint="effdl targets suggest -n 20 -o FILE.csv chooses networks to measure",
         )
+    if np.ptp(measured.latency_ms) == 0.0:
+        raise ConfigError(
+            f"all {num} networks have the same latency: wanted measurements, "
+            f"got {measured.latency_ms[0]:g} ms throughout",
+            hint="a clock with a finer resolution, or more repetitions in a run, tells them apart",
+        )
+
+
+def fit_by_descent(
+    measured: Measurements, *, corrections: bool, seed: int
+) -> tuple[BlockCoefficients, Descent]:
+    """As `fit_blocks`, of any number of networks; also the descent behind the coefficients."""
     features = op_features(measured.ops)
     rng = np.random.default_rng(seed)
-    starts = [_GUESS + _GUESS_SPREAD * (k > 0) * rng.normal(size=10) for k in range(_NUM_STARTS)]
-    fits = [_descend(measured, features, start) for start in starts]
-    plain = BlockCoefficients.of_parameters(min(fits, key=lambda fit: fit.mean_error).parameters)
-    return _corrected(measured, features, plain) if corrections else plain
+    spread = [_GUESS_SPREAD * (k > 0) * rng.normal(size=10) for k in range(_NUM_STARTS)]
+    descents = [_descend(measured, features, FIRST_GUESS + by) for by in spread]
+    best = min(descents, key=lambda descent: descent.mean_error)
+    plain = BlockCoefficients.of_parameters(best.parameters)
+    return (_corrected(measured, features, plain) if corrections else plain), best
 
 
-def fit_best(measured: Measurements, *, seed: int = 0) -> tuple[BlockCoefficients, CrossValidation]:
-    """The fit, and its errors on unseen networks.
+def _prior_precision() -> NDArray[np.float64]:
+    """Precision [10, 10] of the logarithms about the first guess.
 
-    From 200 networks on, corrections are tried and kept where they lower the
-    cross-validated error.
-
-    Args:
-        measured: At least 12 networks.
-        seed: Of the folds and the starting points.
-
-    Raises:
-        ConfigError: There are too few networks.
+    The launch costs keep their proportions to each other within a factor of e,
+    and so do the work costs; all together, at a tenth of that weight. No scale
+    is preferred.
     """
-    validation = cross_validate(measured, seed=seed)
-    corrections = False
-    if len(measured) >= _MIN_SAMPLES_FOR_CORRECTIONS:
-        corrected = cross_validate(measured, corrections=True, seed=seed)
-        corrections = corrected.mape_percent < validation.mape_percent
-        validation = corrected if corrections else validation
-    return fit_blocks(measured, corrections=corrections, seed=seed), validation
+    precision = np.diag([0.0] * 9 + [1.0])
+    for of, weight in ((range(4), 1.0), (range(4, 7), 1.0), (range(9), 0.1)):
+        precision[np.ix_(of, of)] += weight * (np.eye(len(of)) - 1.0 / len(of))
+    return precision
 
 
-def cross_validate(
-    measured: Measurements, *, corrections: bool = False, seed: int = 0
-) -> CrossValidation:
-    """Fit on all folds but one, predict that one, for each fold.
+_PRIOR = _prior_precision()
 
-    There are 20 folds below 200 networks, else 5. The interval is the
-    conformal quantile of the errors: the smallest that holds
-    ceil((N + 1) 0.95) of them, or the largest error where N is too small.
 
-    Args:
-        measured: At least 12 networks.
-        corrections: As of `fit_blocks`.
-        seed: Of the folds and of the fits.
+def _prior(width: float, num: int) -> NDArray[np.float64]:
+    """The prior's precision [10, 10] for so many networks.
 
-    Raises:
-        ConfigError: There are too few networks.
+    It is in units of the residuals' variance: Huber's loss turns linear at ``width``.
     """
-    num = len(measured)
-    num_folds = min(num, 20 if num < 200 else 5)
-    fold_of = np.random.default_rng(seed).permutation(num) % max(1, num_folds)
-    predicted_ms = np.empty(num)
-    for fold in range(num_folds):
-        (held_out,), (kept,) = np.nonzero(fold_of == fold), np.nonzero(fold_of != fold)
-        coefficients = fit_blocks(measured.take(kept), corrections=corrections, seed=seed)
-        op_ms = coefficients.predict_op_ms(measured.ops)
-        predicted_ms[held_out] = measured.take(held_out).sum_over_slots(op_ms)
-    ratio = predicted_ms / measured.latency_ms
-    errors = np.sort(np.abs(1.0 / ratio - 1.0))
-    rank = min(num, math.ceil((num + 1) * _COVERAGE))
-    return CrossValidation(
-        mape_percent=100.0 * float(np.abs(ratio - 1.0).mean()),
-        spearman=_rank_correlation(predicted_ms, measured.latency_ms),
-        interval_percent=100.0 * float(errors[rank - 1]),
-    )
-
-
-class _Fit(NamedTuple):
-    mean_error: float
-    parameters: NDArray[np.float64]
+    return (width / _HUBER) ** 2 * _PRIOR * (num < FEW_SAMPLES)
 
 
 def _descend(
     measured: Measurements, features: NDArray[np.float64], start: NDArray[np.float64]
-) -> _Fit:
+) -> Descent:
     """Levenberg-Marquardt from one start, scaled to the measurements first."""
     log_ms = np.log(measured.latency_ms)
 
@@ -191,6 +203,11 @@ def _descend(
         jacobian = measured.sum_over_slots(op_jacobian) / total_ms[:, None]
         return np.log(total_ms) - log_ms, jacobian
 
+    def loss_at(at: NDArray[np.float64], residual: NDArray[np.float64], width: float) -> float:
+        """Huber's loss, and the prior's in units of the residuals' variance."""
+        off = at - FIRST_GUESS
+        return _huber_loss(residual, width) + 0.5 * float(off @ _prior(width, len(measured)) @ off)
+
     parameters = start.copy()
     parameters[:9] -= np.median(residuals(start)[0])
     parameters = parameters.clip(_LOWEST, _HIGHEST)
@@ -199,15 +216,16 @@ def _descend(
     for _ in range(_MAX_ITERATIONS):
         width = _width(residual)
         weight = np.minimum(1.0, width / np.maximum(np.abs(residual), 1e-12))
-        loss = _huber_loss(residual, width)
-        curvature = jacobian.T @ (weight[:, None] * jacobian)
-        gradient = jacobian.T @ (weight * residual)
+        loss = loss_at(parameters, residual, width)
+        prior = _prior(width, len(measured))
+        curvature = jacobian.T @ (weight[:, None] * jacobian) + prior
+        gradient = jacobian.T @ (weight * residual) + prior @ (parameters - FIRST_GUESS)
         diagonal = np.diag(curvature) + 1e-9 * np.trace(curvature)
         for _ in range(8):
             step = np.linalg.solve(curvature + damping * np.diag(diagonal), -gradient)
             trial = (parameters + step.clip(-2.0, 2.0)).clip(_LOWEST, _HIGHEST)
             trial_residual, trial_jacobian = residuals(trial)
-            gain = loss - _huber_loss(trial_residual, width)
+            gain = loss - loss_at(trial, trial_residual, width)
             if gain > 0:
                 break
             damping *= 4.0
@@ -217,7 +235,11 @@ def _descend(
         damping = max(damping / 5.0, 1e-9)
         if gain < 1e-6 * loss:
             break
-    return _Fit(float(np.abs(residual).mean()), parameters)
+    width = _width(residual)
+    weight = np.minimum(1.0, width / np.maximum(np.abs(residual), 1e-12))
+    prior = _prior(width, len(measured))
+    mean_error = float(np.abs(residual).mean())
+    return Descent(mean_error, parameters, residual, jacobian, weight, prior)
 
 
 def _corrected(
@@ -277,13 +299,3 @@ def _huber_loss(residual: NDArray[np.float64], width: float) -> float:
     size = np.abs(residual)
     small = np.minimum(size, width)
     return float((small * (size - 0.5 * small)).sum())
-
-
-def _rank_correlation(left: NDArray[np.float64], right: NDArray[np.float64]) -> float:
-    """Spearman's rho; equal values share the mean of their ranks."""
-    ranks = []
-    for values in (left, right):
-        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-        last = np.cumsum(counts)
-        ranks.append((last - (counts - 1) / 2.0)[inverse])
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])

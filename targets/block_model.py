@@ -35,6 +35,7 @@ __all__ = [
     "block_kind",
     "launch_and_work",
     "op_features",
+    "sum_over_slots",
 ]
 
 _LAUNCH = ("block", "squeeze_excite", "hswish", "skip")
@@ -102,6 +103,18 @@ def launch_and_work(
         ]
     )
     return block_ms + terms[:, 7:9].sum(axis=1), jacobian
+
+
+def sum_over_slots(codes: NDArray[np.intp], of_ops: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sums [N, ...] over each network of values of operators [num_ops, ...].
+
+    Args:
+        codes: Operators of each network [N, num_slots]; ``num_ops`` stands for
+            an empty slot.
+        of_ops: Values of the operators [num_ops, ...].
+    """
+    padded = np.concatenate([of_ops, np.zeros((1, *of_ops.shape[1:]))])
+    return padded[codes].sum(axis=1)
 
 
 def _x_log_x(ratio: NDArray[np.float64], p: float) -> NDArray[np.float64]:
@@ -202,8 +215,9 @@ class BlockModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         num_samples: Networks measured.
         cv_mape_percent: Mean absolute percentage error, cross-validated.
         cv_spearman: Rank correlation with measurements, cross-validated.
-        interval_percent: Half-width of the 95 % prediction interval of a
-            whole network, in percent of the prediction, cross-validated.
+        interval_percent: 95 % of whole networks within ``resolutions`` lie
+            within this many percent of their prediction, as far as the
+            measurements can tell.
         coefficients: The model itself.
     """
 

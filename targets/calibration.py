@@ -6,8 +6,9 @@ On whole networks measured in the same rounds the correction
 
     network = sum over operators of scale[class] * operator + per block + offset
 
-is fitted with coefficients that cannot be negative, so it can be dealt out to the
-operators again. Classes are blocks without and with squeeze-excite, and the rest.
+is fitted with coefficients that cannot be negative, and scales of at least 0.3, so it
+can be dealt out to the operators again. Classes are blocks without and with
+squeeze-excite, and the rest.
 """
 
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ _NUM_FOLDS = 10
 # columns that rise together (other operators, blocks, 1) stay hard to tell apart.
 _PRIOR = np.array([1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
 _PRIOR_WEIGHT = 0.08
+# An operator keeps at least so much of the time it takes alone.
+_LEAST = np.array([0.3, 0.3, 0.3, 0.0, 0.0, 0.0])
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,6 +48,8 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         mape_percent: Mean absolute error on networks left out of the fit.
         worst_percent: Largest of those errors.
         interval_percent: Half the 95 % interval of a prediction, by those errors.
+        slow_percent: How much slower than usual the machine was at the slowest 5 % of
+            the time, by the reference kernel.
         resolutions: Lowest and highest input resolution among the networks.
     """
 
@@ -58,6 +63,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     mape_percent: float
     worst_percent: float
     interval_percent: float
+    slow_percent: float = 0.0
     resolutions: tuple[int, int]
 
     def correct(self, ops: Sequence[OpSpec], op_ms: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -94,6 +100,7 @@ def fit_calibration(
     median_ms: NDArray[np.float64],
     *,
     reference_s: float,
+    slow_percent: float = 0.0,
     resolutions: tuple[int, int],
 ) -> Calibration:
     """Fit the correction and its error on networks it has not seen.
@@ -105,6 +112,7 @@ def fit_calibration(
         p20_ms: 20th percentile of each network [N].
         median_ms: Median of each network [N].
         reference_s: Usual time of the reference kernel.
+        slow_percent: How much slower the machine was at the slowest 5 % of the time.
         resolutions: Lowest and highest input resolution among the networks.
 
     Raises:
@@ -130,6 +138,7 @@ def fit_calibration(
         mape_percent=100 * float(np.abs(errors).mean()),
         worst_percent=100 * float(np.abs(errors).max()),
         interval_percent=196 * float(np.sqrt(np.mean(errors**2))),
+        slow_percent=slow_percent,
         resolutions=resolutions,
     )
 
@@ -141,9 +150,8 @@ def _fit(features: NDArray[np.float64], target_ms: NDArray[np.float64]) -> NDArr
     share[3:] = np.maximum(share[3:], relative[:, :3].sum(axis=1).mean() * 0.1)
     prior = _PRIOR_WEIGHT * np.sqrt(len(target_ms)) * np.diag(share)
     matrix = np.vstack([relative, prior])
-    return nonnegative_least_squares(
-        matrix, np.concatenate([np.ones(len(target_ms)), prior @ _PRIOR])
-    )
+    target = np.concatenate([np.ones(len(target_ms)), prior @ _PRIOR])
+    return _LEAST + nonnegative_least_squares(matrix, target - matrix @ _LEAST)
 
 
 def nonnegative_least_squares(

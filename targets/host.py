@@ -7,6 +7,8 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import time
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -16,13 +18,23 @@ import msgspec
 
 from effdl.errors import BackendUnavailableError
 
-__all__ = ["HostDevice", "Noise", "RuntimeBuild", "describe_host", "find_runtime", "read_noise"]
+__all__ = [
+    "HostDevice",
+    "Noise",
+    "RuntimeBuild",
+    "describe_host",
+    "find_runtime",
+    "idlest_core",
+    "read_noise",
+]
 
 _ISA_PREFIXES = ("sse4", "avx", "fma", "f16c", "amx", "asimd", "sve", "i8mm", "bf16", "fphp", "sme")
 
 # Share of the last 10 s in which some task waited for a core, in percent.
 _QUIET_PRESSURE_PERCENT = 5.0
 _BUSY_PRESSURE_PERCENT = 25.0
+
+_IDLE_SPAN_S = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +154,35 @@ def read_noise() -> Noise:
         memory_pressure_percent=memory,
         load_per_core=load,
     )
+
+
+def idlest_core(cores: Collection[int]) -> int:
+    """Of these cores the one that did least in the last tenth of a second.
+
+    Of equals the one with the greatest number: the first takes most interrupts.
+    """
+    before = busy_ticks(_read("/proc/stat"))
+    time.sleep(_IDLE_SPAN_S)
+    return least_worked(cores, before, busy_ticks(_read("/proc/stat")))
+
+
+def least_worked(
+    cores: Collection[int], before: Mapping[int, int], after: Mapping[int, int]
+) -> int:
+    """The core that worked least between two readings of `busy_ticks`; of equals the last."""
+    return max(cores, key=lambda core: (before.get(core, 0) - after.get(core, 0), core))
+
+
+def busy_ticks(text: str) -> dict[int, int]:
+    """Clock ticks that each core has worked, from the text of ``/proc/stat``."""
+    ticks = {}
+    for line in text.splitlines():
+        name, _, counts = line.partition(" ")
+        if name.startswith("cpu") and name != "cpu":
+            numbers = [int(count) for count in counts.split()]
+            # The fourth and fifth are idle and waiting for a disk.
+            ticks[int(name.removeprefix("cpu"))] = sum(numbers[:8]) - sum(numbers[3:5])
+    return ticks
 
 
 def grade_noise(

@@ -36,8 +36,11 @@ class HostLatencyModel:
 
     @property
     def interval_percent(self) -> float | None:
-        """Half-width of the 95 % prediction interval of a whole network."""
-        return self.calibration.interval_percent
+        """Half-width of the 95 % prediction interval of a whole network.
+
+        That of the correction, and how much slower the machine sometimes runs.
+        """
+        return self.calibration.interval_percent + self.calibration.slow_percent
 
     def predict_op_ms(
         self, ops: Sequence[OpSpec], *, resolutions: Sequence[int] | None = None

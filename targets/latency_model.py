@@ -71,7 +71,7 @@ def load_latency_model(target: Target, *, batch_size: int | None = None) -> Late
 
     Raises:
         TableMismatchError: There is no table for that batch size.
-        TargetUnavailableError: The target is this machine.
+        TargetUnavailableError: The target is this machine, or was not profiled yet.
         ConfigError: The descriptor has neither table nor figures to estimate from.
         CorruptFileError: A file is malformed.
     """
@@ -92,6 +92,11 @@ def load_latency_model(target: Target, *, batch_size: int | None = None) -> Late
             f"target {target.name} has no latencies at batch size {wanted}: "
             f"wanted one of {', '.join(map(str, tables))}",
             hint=f"--batch-size {nearest}",
+        )
+    if target.connection is not None:
+        raise TargetUnavailableError(
+            f"target {target.name} has no table yet",
+            hint=f"effdl profile --target {target.name}",
         )
     return RooflineModel.of_target(target, batch_size=wanted)
 

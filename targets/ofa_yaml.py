@@ -99,7 +99,8 @@ def write_ofa_folder(folder: Path, table: LatencyTable) -> list[Path]:
         if entry.resolution is None:
             raise LatencyTableError(
                 f"table of {table.header.target} cannot be written in OFA's format: wanted a "
-                f"resolution for each entry, got none for {entry.key}"
+                f"resolution for each entry, got none for {entry.key}",
+                hint="--to jsonl",
             )
         rows.setdefault(entry.resolution, []).append(entry)
     paths = {r: folder / f"{r}_lookup_table.yaml" for r in sorted(rows)}

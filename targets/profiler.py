@@ -8,16 +8,9 @@ import numpy as np
 
 from effdl.errors import MissingEntryError
 from effdl.opspec import OpSpec
+from effdl.targets.sampler import Opener
 from effdl.targets.store import MeasurementStore, Setting
-from effdl.targets.timing import (
-    Instruments,
-    Opener,
-    Progress,
-    Protocol,
-    Run,
-    Timing,
-    measure_interleaved,
-)
+from effdl.targets.timing import Instruments, Progress, Protocol, Timing, measure_interleaved
 
 __all__ = [
     "ProfiledItems",
@@ -105,24 +98,10 @@ def estimate_round_s(
     if not openers:
         return 0.0
     probes = [openers[i] for i in spread_indices(len(openers), min(num_probes, len(openers)))]
-    total_s = 0.0
+    start = clock()
     for opener in probes:
-        start = clock()
-        run = opener()
-        opened_s = clock() - start
-        total_s += opened_s + (1 + protocol.samples_per_round) * max(
-            _fastest_s(run, clock), protocol.min_sample_s
-        )
-    return total_s / len(probes) * len(openers)
-
-
-def _fastest_s(run: Run, clock: Callable[[], float]) -> float:
-    times = []
-    for _ in range(3):
-        start = clock()
-        run()
-        times.append(clock() - start)
-    return min(times)
+        opener().sample(protocol.samples_per_round, protocol.min_sample_s)
+    return (clock() - start) / len(probes) * len(openers)
 
 
 def spread_indices(num: int, wanted: int) -> list[int]:

@@ -3,11 +3,13 @@
 Every round of every item is committed as it is measured, so a process that is
 killed loses none it has acknowledged, and the next one goes on from there. Rows
 are kept apart by their setting: runtime and build, device, threads, batch size,
-number format and protocol. A setting that differs in anything is a miss.
+number format and protocol. A setting that differs in anything is a miss. The
+file must lie on a file system of this machine's own.
 """
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,9 +20,11 @@ from typing import Self
 import msgspec
 import numpy as np
 import platformdirs
+from numpy.typing import NDArray
 
 from effdl.errors import CorruptFileError, OutputError
-from effdl.targets.host import RuntimeBuild, describe_host
+from effdl.targets.measure.runtime import MeasurementRuntime
+from effdl.targets.mounts import find_mount, is_shared_between_machines
 from effdl.targets.timing import PROTOCOL_VERSION, Protocol, Round, Timing
 
 __all__ = ["MeasurementStore", "Setting", "default_store_path"]
@@ -44,6 +48,7 @@ CREATE TABLE calibration(
 ) STRICT, WITHOUT ROWID;
 """
 _BUSY_SECONDS = 30.0
+_BUSY_PAUSE_S = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +65,7 @@ class Setting:
         dtype: Number format.
         layout: Order of the dimensions at the graph's edges.
         clock_policy: The frequency governor.
+        regime: What is timed where the runtime gives a choice; empty where not.
         protocol: Name of the protocol.
         protocol_version: Version of the way of measuring.
     """
@@ -73,23 +79,23 @@ class Setting:
     dtype: str = "float32"
     layout: str = "nchw"
     clock_policy: str = "unknown"
+    regime: str = ""
     protocol: str
     protocol_version: int = PROTOCOL_VERSION
 
     @classmethod
-    def here(
-        cls, runtime: RuntimeBuild, protocol: Protocol, *, batch_size: int, num_threads: int
-    ) -> Self:
-        """The setting of a measurement on this machine."""
-        host = describe_host()
+    def of(cls, runtime: MeasurementRuntime, protocol: Protocol, *, batch_size: int) -> Self:
+        """The setting of a measurement by a runtime."""
         return cls(
-            runtime=runtime.name,
-            runtime_version=runtime.version,
-            runtime_build=runtime.build,
-            device=host.fingerprint,
-            num_threads=num_threads,
+            runtime=runtime.build.name,
+            runtime_version=runtime.build.version,
+            runtime_build=runtime.build.build,
+            device=runtime.device_fingerprint,
+            num_threads=runtime.num_threads,
             batch_size=batch_size,
-            clock_policy=host.clock_policy,
+            dtype=runtime.dtype,
+            clock_policy=runtime.clock_policy,
+            regime=runtime.regime,
             protocol=protocol.name,
         )
 
@@ -112,7 +118,8 @@ class MeasurementStore:
         path: The file; made if it is missing.
 
     Raises:
-        OutputError: The folder or the file cannot be written.
+        OutputError: The folder or the file cannot be written, or lies on a network
+            file system.
         CorruptFileError: The file is not a store, or of another version.
     """
 
@@ -122,13 +129,15 @@ class MeasurementStore:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _unwritable(self.path, error.strerror or str(error)) from error
+        _check_local(self.path)
+        self._setting_ids: dict[str, int] = {}
         with self._errors():
             self._db = sqlite3.connect(
                 self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
         try:
             with self._errors():
-                self._prepare()
+                self._prepare_when_free()
         except (CorruptFileError, OutputError):
             self._db.close()
             raise
@@ -154,25 +163,52 @@ class MeasurementStore:
             return {item: _TIMING.decode(figures) for item, figures in rows}
 
     def read_rounds(self, setting: Setting, items: Sequence[str]) -> list[list[Round]]:
-        """The rounds measured so far of each item."""
+        """The rounds measured so far of each item, in the order they were added."""
         query = (
-            "SELECT item, reference_s, seconds, interrupted FROM round "
-            "JOIN setting ON setting = id WHERE description = ? ORDER BY item, number"
+            "SELECT item, reference_s, seconds, interrupted "
+            "FROM setting CROSS JOIN json_each(?2) AS wanted CROSS JOIN round "
+            "ON round.setting = setting.id AND item = wanted.value "
+            "WHERE description = ?1 ORDER BY item, number"
         )
+        wanted = msgspec.json.encode(sorted(set(items))).decode()
         found: dict[str, list[Round]] = {item: [] for item in items}
         with self._errors():
-            for item, reference_s, seconds, interrupted in self._db.execute(
-                query, [setting.describe()]
-            ):
-                if item in found:
-                    found[item].append(
-                        Round(
-                            seconds=tuple(np.frombuffer(seconds).tolist()),
-                            interrupted=tuple(np.frombuffer(interrupted, dtype=bool).tolist()),
-                            reference_s=reference_s,
-                        )
+            rows = self._db.execute(query, [setting.describe(), wanted])
+            for item, reference_s, seconds, interrupted in rows:
+                found[item].append(
+                    Round(
+                        seconds=tuple(np.frombuffer(seconds).tolist()),
+                        interrupted=tuple(np.frombuffer(interrupted, dtype=bool).tolist()),
+                        reference_s=reference_s,
                     )
-        return list(found.values())
+                )
+        return [found[item] for item in items]
+
+    def count_rounds(self, setting: Setting) -> dict[str, int]:
+        """Rounds measured so far of each item of a setting."""
+        query = (
+            "SELECT item, count(*) FROM round JOIN setting ON setting = id "
+            "WHERE description = ? GROUP BY item"
+        )
+        with self._errors():
+            return dict(self._db.execute(query, [setting.describe()]).fetchall())
+
+    def read_every_calibration(self) -> list[tuple[Setting, str, bytes]]:
+        """Every setting with a calibration, its name and its JSON."""
+        query = "SELECT description, space, fit FROM calibration JOIN setting ON setting = id"
+        with self._errors():
+            rows = self._db.execute(query).fetchall()
+            return [
+                (msgspec.json.decode(text, type=Setting), space, fit.encode())
+                for text, space, fit in rows
+            ]
+
+    def read_reference_s(self, setting: Setting) -> NDArray[np.float64]:
+        """Seconds of the reference kernel around every round of a setting [num_rounds]."""
+        query = "SELECT reference_s FROM round JOIN setting ON setting = id WHERE description = ?"
+        with self._errors():
+            rows = self._db.execute(query, [setting.describe()]).fetchall()
+        return np.array(rows, dtype=np.float64).reshape(-1)
 
     def add_round(self, setting: Setting, item: str, measured: Round) -> None:
         """Commit one round of one item."""
@@ -215,10 +251,25 @@ class MeasurementStore:
                 "INSERT OR REPLACE INTO calibration VALUES (?, ?, ?)", [number, space, fit.decode()]
             )
 
+    def _prepare_when_free(self) -> None:
+        # While another process makes the file, or is the last to close it, SQLite
+        # reports it as locked at once instead of waiting as it does elsewhere.
+        give_up_at_s = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                return self._prepare()
+            except sqlite3.OperationalError as error:
+                busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                if not busy or time.monotonic() > give_up_at_s:
+                    raise
+            time.sleep(_BUSY_PAUSE_S)
+
     def _prepare(self) -> None:
         # Killing a process never harms a WAL file; NORMAL risks the last rows
         # only when the whole machine loses power.
-        self._db.execute("PRAGMA journal_mode = WAL")
+        mode = self._db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        if mode != "wal":
+            raise _unwritable(self.path, f"no write-ahead log can be kept there, only {mode}")
         self._db.execute("PRAGMA synchronous = NORMAL")
         if self._version() == 0:
             with self._transaction():
@@ -238,22 +289,25 @@ class MeasurementStore:
 
     def _setting_id(self, setting: Setting) -> int:
         text = setting.describe()
-        with self._errors():
-            self._db.execute("INSERT OR IGNORE INTO setting(description) VALUES (?)", [text])
-            row = self._db.execute(
-                "SELECT id FROM setting WHERE description = ?", [text]
-            ).fetchone()
-        return int(row[0])
+        if text not in self._setting_ids:
+            with self._errors():
+                self._db.execute("INSERT OR IGNORE INTO setting(description) VALUES (?)", [text])
+                row = self._db.execute(
+                    "SELECT id FROM setting WHERE description = ?", [text]
+                ).fetchone()
+            self._setting_ids[text] = int(row[0])
+        return self._setting_ids[text]
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+            self._db.execute("COMMIT")
+        finally:
+            # After some errors, such as a full disk, SQLite has rolled back by itself.
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -270,6 +324,16 @@ class MeasurementStore:
 
 
 _TIMING = msgspec.json.Decoder(Timing)
+
+
+def _check_local(path: Path) -> None:
+    mount = find_mount(path)
+    if mount is not None and is_shared_between_machines(mount):
+        raise OutputError(
+            f"cannot keep the store of measurements {path} on a network file system: "
+            f"wanted a local one, got {mount.kind} ({mount.source} on {mount.folder})",
+            hint="set EFFDL_HOME to a folder on a disk of this machine",
+        )
 
 
 def _unwritable(path: Path, why: str) -> OutputError:

@@ -17,6 +17,7 @@ import platformdirs
 
 from effdl.errors import ConfigError, CorruptFileError, UnknownNameError
 from effdl.files import read_limited, write_atomically
+from effdl.targets.connection import Connection
 from effdl.targets.host import describe_host
 
 __all__ = [
@@ -73,7 +74,8 @@ class Target(
         runtime: What runs networks there.
         description: One or two sentences for people.
         default_batch_size: Batch size when none is asked for.
-        is_local: Whether it is this very machine, to be profiled here.
+        is_local: Whether it is in this very machine, to be profiled here.
+        connection: How it is reached from here to be profiled; None: it is not.
         peak_flops_per_s: Peak arithmetic by number format, for an estimate.
         memory_bandwidth_bytes_per_s: Peak memory bandwidth, for an estimate.
         launch_overhead_us: Time an operator takes however small it is.
@@ -89,6 +91,7 @@ class Target(
     description: _Text
     default_batch_size: _BatchSize = 1
     is_local: bool = False
+    connection: Connection | None = None
     peak_flops_per_s: dict[_DataType, Figure] = {}
     memory_bandwidth_bytes_per_s: Figure | None = None
     launch_overhead_us: Figure | None = None
@@ -162,11 +165,20 @@ def write_target(folder: Path, target: Target) -> Path:
     """
     check_own_target(target)
     fields = {name: value for name, value in msgspec.to_builtins(target).items() if value}
-    # A JSON string, number or truth value means the same in TOML, but for a bare DEL.
-    lines = [f"{name} = {msgspec.json.encode(value).decode()}\n" for name, value in fields.items()]
+    connection = fields.pop("connection", {})
+    lines = [*map(_toml_line, fields.items())]
+    if connection:
+        lines += ["\n[connection]\n", *map(_toml_line, connection.items())]
     path = folder / f"{target.name}.toml"
-    write_atomically(path, "".join(lines).replace("\x7f", "\\u007f").encode())
+    write_atomically(path, "".join(lines).encode())
     return path
+
+
+def _toml_line(field: tuple[str, object]) -> str:
+    # A JSON string, number, truth value or list of them means the same in TOML, but for a
+    # bare DEL.
+    name, value = field
+    return f"{name} = {msgspec.json.encode(value).decode()}\n".replace("\x7f", "\\u007f")
 
 
 def list_targets() -> list[str]:
@@ -182,9 +194,9 @@ def is_shipped_target(name: str) -> bool:
 def load_target(name: str) -> Target:
     """The target of a name or alias.
 
-    ``mobile`` is the reference phone. ``gpu`` is the user's own target whose
-    device is this machine's CUDA device, if there is one, else the reference
-    GPU; compare the result's ``name`` to see which.
+    ``mobile`` is the reference phone. ``gpu`` is this machine's CUDA device, if there
+    is one: the user's own target of that device, else ``cuda``. Without one it is the
+    reference GPU; compare the result's ``name`` to see which.
 
     Raises:
         UnknownNameError: No descriptor has that name.
@@ -193,7 +205,10 @@ def load_target(name: str) -> Target:
     if name == "mobile":
         name = _REFERENCE_PHONE
     elif name == "gpu":
-        return _own_cuda_target() or load_target(_REFERENCE_GPU)
+        device = find_cuda_device()
+        if device is None:
+            return load_target(_REFERENCE_GPU)
+        return _own_target_of(device) or load_target("cuda")
     descriptors = _descriptors()
     if name not in descriptors:
         raise UnknownNameError(
@@ -201,7 +216,8 @@ def load_target(name: str) -> Target:
         )
     target = read_target(descriptors[name])
     if target.is_local:
-        return msgspec.structs.replace(target, device=describe_host().name)
+        device = find_cuda_device() if target.kind == "gpu" else describe_host().name
+        return msgspec.structs.replace(target, device=device or target.device)
     return target
 
 
@@ -226,12 +242,8 @@ def _descriptors() -> Mapping[str, Path]:
     return {path.stem: path for path in files}
 
 
-def _own_cuda_target() -> Target | None:
-    own = sorted(user_targets_folder().glob("*.toml"))
-    device = find_cuda_device() if own else None
-    if device is None:
-        return None
-    for path in own:
+def _own_target_of(device: str) -> Target | None:
+    for path in sorted(user_targets_folder().glob("*.toml")):
         target = read_target(path)
         if target.kind == "gpu" and target.device == device:
             return target

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from effdl.targets.host import idlest_core
+from effdl.targets.sampler import Opener, Sampler
 from effdl.targets.timing_statistics import drop_interrupted, interval_half_width, row_percentile
 
 __all__ = [
@@ -27,23 +29,15 @@ __all__ = [
     "QUICK_PROTOCOL",
     "TABLE_PROTOCOL",
     "Instruments",
-    "Opener",
     "Progress",
     "Protocol",
     "Round",
-    "Run",
     "Timing",
     "measure_interleaved",
     "summarise",
 ]
 
 PROTOCOL_VERSION = 1
-
-Run = Callable[[], object]
-"""Does the work once."""
-
-Opener = Callable[[], Run]
-"""Makes a `Run`; what it holds is freed when the run is let go."""
 
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, what is going on)."""
@@ -164,14 +158,6 @@ def summarise(rounds: Sequence[Round], *, reference_s: float, limit_percent: flo
     )
 
 
-def _involuntary_switches() -> int:
-    # Only Linux counts by thread; elsewhere no sample is ever dropped.
-    import resource
-
-    thread = getattr(resource, "RUSAGE_THREAD", None)
-    return resource.getrusage(thread).ru_nivcsw if thread is not None else 0
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instruments:
     """What measuring reads from the world; tests hand in made ones.
@@ -179,27 +165,24 @@ class Instruments:
     Attributes:
         reference: Opens a fixed kernel of the same kind of work as the items, so
             that what slows the items slows it.
-        clock: Seconds, rising.
-        switches: Involuntary context switches of this thread so far.
+        clock: Seconds, rising: when samples were taken, and how long all takes.
     """
 
     reference: Opener
     clock: Callable[[], float] = time.perf_counter
-    switches: Callable[[], int] = _involuntary_switches
 
 
 @contextmanager
 def quiet_thread() -> Iterator[None]:
-    """Keep this thread on one core, and the garbage collector out of it.
+    """Keep this thread on one core, the idlest, and the garbage collector out of it.
 
-    Not the first core, which takes most interrupts. Where the system cannot pin,
-    the thread stays free.
+    Where the system cannot pin, the thread stays free.
     """
     pins = hasattr(os, "sched_setaffinity")
     before = os.sched_getaffinity(0) if pins else set()
     collects = gc.isenabled()
     if pins:
-        os.sched_setaffinity(0, {max(before)})
+        os.sched_setaffinity(0, {idlest_core(before)})
     gc.disable()
     try:
         yield
@@ -215,96 +198,54 @@ class _Item:
     index: int
     opener: Opener
     rounds: list[Round] = field(default_factory=list)
-    run: Run | None = None
-    repeats: int = 0
+    sampler: Sampler | None = None
 
 
 @dataclass(slots=True, kw_only=True)
-class _Waiting:
-    """Samples that wait until the reference kernel has run after them, too."""
-
-    item: _Item
-    seconds: list[float]
-    interrupted: list[bool]
-    taken_at_s: float
-
-
-@dataclass(slots=True, kw_only=True)
-class _Sampler:
+class _Visitor:
     """Times one item after another, with the reference kernel in between."""
 
     instruments: Instruments
     protocol: Protocol
     record: Callable[[int, Round], None] | None
-    reference: _Item = field(init=False)
+    reference: Sampler = field(init=False)
     reference_at_s: list[float] = field(default_factory=list)
     reference_seconds: list[float] = field(default_factory=list)
-    waiting: list[_Waiting] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.reference = _Item(index=-1, opener=self.instruments.reference)
+        self.reference = self.instruments.reference()
         self._sample_reference()
 
-    def sample(self, item: _Item) -> None:
-        """One round of one item; recorded once the reference has run around it."""
-        seconds, interrupted = self._sample(item, self.protocol.samples_per_round)
+    def visit(self, item: _Item) -> None:
+        """One round of one item, recorded at once: a process that is killed loses no other."""
+        sampler = item.sampler = item.sampler or item.opener()
+        samples = sampler.sample(self.protocol.samples_per_round, self.protocol.min_sample_s)
         now = self.instruments.clock()
-        self.waiting.append(
-            _Waiting(item=item, seconds=seconds, interrupted=interrupted, taken_at_s=now)
-        )
         self._sample_reference()
-        while self.waiting and now - self.waiting[0].taken_at_s > _REFERENCE_SPAN_S:
-            self._finish(self.waiting.pop(0))
+        finished = Round(
+            seconds=samples.seconds,
+            interrupted=samples.interrupted,
+            reference_s=self._reference_around_s(now),
+        )
+        item.rounds.append(finished)
+        if self.record is not None:
+            self.record(item.index, finished)
 
-    def finish(self) -> None:
-        """Record all that waits."""
-        while self.waiting:
-            self._finish(self.waiting.pop(0))
-
-    def _finish(self, waiting: _Waiting) -> None:
-        distance = np.abs(np.array(self.reference_at_s) - waiting.taken_at_s)
+    def _reference_around_s(self, now: float) -> float:
+        distance = np.abs(np.array(self.reference_at_s) - now)
         nearest = np.argsort(distance, kind="stable")
         num = max(_REFERENCE_MIN_SAMPLES, int((distance <= _REFERENCE_SPAN_S).sum()))
         around = np.array(self.reference_seconds)[nearest[:num]]
-        finished = Round(
-            seconds=tuple(waiting.seconds),
-            interrupted=tuple(waiting.interrupted),
-            reference_s=float(np.percentile(around, _REFERENCE_PERCENT)),
-        )
-        waiting.item.rounds.append(finished)
-        if self.record is not None:
-            self.record(waiting.item.index, finished)
+        return float(np.percentile(around, _REFERENCE_PERCENT))
 
     def _sample_reference(self) -> None:
-        seconds, _ = self._sample(self.reference, _REFERENCE_SAMPLES)
+        seconds = self.reference.sample(_REFERENCE_SAMPLES, self.protocol.min_sample_s).seconds
         now = self.instruments.clock()
         self.reference_at_s += [now] * len(seconds)
         self.reference_seconds += seconds
         if len(self.reference_at_s) > _MAX_REFERENCES_KEPT:
             del self.reference_at_s[: _MAX_REFERENCES_KEPT // 2]
             del self.reference_seconds[: _MAX_REFERENCES_KEPT // 2]
-
-    def _sample(self, item: _Item, num: int) -> tuple[list[float], list[bool]]:
-        clock, switches = self.instruments.clock, self.instruments.switches
-        run = item.run = item.run or item.opener()
-        item.repeats = item.repeats or self._find_repeats(run)
-        repeats, seconds, interrupted = range(item.repeats), [], []
-        run()
-        for _ in range(num):
-            switches_before, start = switches(), clock()
-            for _ in repeats:
-                run()
-            seconds.append((clock() - start) / item.repeats)
-            interrupted.append(switches() > switches_before)
-        return seconds, interrupted
-
-    def _find_repeats(self, run: Run) -> int:
-        times = []
-        for _ in range(3):
-            start = self.instruments.clock()
-            run()
-            times.append(self.instruments.clock() - start)
-        return max(1, math.ceil(self.protocol.min_sample_s / max(min(times), 1e-9)))
 
 
 def measure_interleaved(
@@ -331,7 +272,7 @@ def measure_interleaved(
         protocol: How carefully.
         budget_s: Seconds after which no further round is begun. One round is always
             measured; what has not settled by then is unstable.
-        max_open: Runs alive at once; with more items each is opened anew every round.
+        max_open: Samplers alive at once; with more items each is opened anew every round.
         earlier: Rounds of each item that an interrupted measurement left.
         record: Called with (item, round) as soon as a round of an item is measured.
         reference_s: The reference kernel's usual time in seconds; its median over
@@ -360,20 +301,19 @@ def measure_interleaved(
     with quiet_thread():
         start, pending, num_done = clock(), unsettled(math.inf), 0
         to_do = sum(max(1, protocol.min_rounds - len(item.rounds)) for item in pending)
-        sampler = _Sampler(instruments=instruments, protocol=protocol, record=record)
+        visitor = _Visitor(instruments=instruments, protocol=protocol, record=record)
         while pending:
             keep_open = len(pending) <= max_open
             for index in rng.permutation(len(pending)).tolist():
                 item = pending[index]
                 if item.rounds and clock() - start > budget_s:
                     continue
-                sampler.sample(item)
+                visitor.visit(item)
                 if not keep_open:
-                    item.run = None
+                    item.sampler = None
                 num_done += 1
                 if progress is not None:
                     progress(num_done, max(to_do, num_done), f"{len(pending)} to measure")
-            sampler.finish()
             elapsed = clock() - start
             pending = [] if elapsed > budget_s else unsettled(elapsed)
     usual = usual_reference_s()

@@ -1,6 +1,8 @@
-"""``effdl export``: a found sub-network as a verified ONNX file."""
+"""``effdl export``: a found sub-network as a verified ONNX file, or as code for a board."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -9,7 +11,12 @@ from effdl.cli.output import Answer, Table
 from effdl.cli.verb import Verb, is_given
 from effdl.errors import ConfigError
 
+if TYPE_CHECKING:
+    from effdl.models.mobilenet_v3.space import MobileNetV3Space
+
 __all__ = ["command"]
+
+DEFAULT_TRIPLE = "aarch64-linux-gnu"
 
 _OPTIONS: list[click.Parameter] = [
     click.Argument(
@@ -19,7 +26,7 @@ _OPTIONS: list[click.Parameter] = [
         ["-o", "--output"],
         type=click.Path(dir_okay=False, path_type=Path),
         required=True,
-        help="ONNX file to write.",
+        help="File to write.",
     ),
     click.Option(
         ["--rank"],
@@ -40,7 +47,18 @@ _OPTIONS: list[click.Parameter] = [
     ),
     parameters.seed_option(),
     click.Option(["--precision"], default="fp32", show_default=True, help="Number format: fp32."),
-    click.Option(["--to", "container"], default="onnx", show_default=True, help="Format: onnx."),
+    click.Option(
+        ["--to", "container"],
+        default="onnx",
+        show_default=True,
+        help="Format: onnx, or tvm for a board with TVM's runtime.",
+    ),
+    click.Option(
+        ["--triple"],
+        default=DEFAULT_TRIPLE,
+        show_default=True,
+        help="With --to tvm: the board's processor, system and C library.",
+    ),
 ]
 
 
@@ -55,12 +73,14 @@ def command(
     seed: int,
     precision: str,
     container: str,
+    triple: str,
 ) -> Answer:
-    """Write a sub-network as an ONNX file, verified against PyTorch.
+    """Write a sub-network as an ONNX file, or as code for a board, verified against PyTorch.
 
     \b
     effdl export runs/search-2026-01-31-1 -o best.onnx
     effdl export config.json --space ofa-mbv3-w1.0 -o model.onnx
+    effdl export config.json --to tvm --triple aarch64-linux-gnu -o model.so
     """
     from effdl.workflows.export_source import read_export_source
 
@@ -76,6 +96,18 @@ def command(
     from effdl.workflows.export import export_subnet, require_supported
 
     require_supported(precision=precision, container=container)
+    if container == "tvm":
+        return _export_tvm(
+            space=space,
+            config=found.config,
+            out=output,
+            triple=triple,
+            weights=weights,
+            seed=seed,
+            target_info=found.target_info,
+        )
+    if is_given("triple"):
+        raise ConfigError("--triple has no effect without --to tvm", hint="add --to tvm")
     done = export_subnet(
         space=space,
         config=found.config,
@@ -84,8 +116,7 @@ def command(
         seed=seed,
         target_info=found.target_info,
     )
-    if done.weights.startswith("untrained"):
-        click.echo("note: the weights are untrained; --weights gives trained ones", err=True)
+    _note_untrained(done.weights)
     facts = done.to_json()
     table = Table(
         title=f"A network of {done.space}, verified at batch sizes "
@@ -102,3 +133,39 @@ def command(
         ],
     )
     return Answer(json=facts, tables=(table,))
+
+
+def _note_untrained(weights: str) -> None:
+    if weights.startswith("untrained"):
+        click.echo("note: the weights are untrained; --weights gives trained ones", err=True)
+
+
+def _export_tvm(
+    *,
+    space: "MobileNetV3Space",
+    config: Mapping[str, object],
+    out: Path,
+    triple: str,
+    weights: Path | None,
+    seed: int,
+    target_info: Mapping[str, str],
+) -> Answer:
+    from effdl.targets.measure.tvm_target import TvmTarget
+    from effdl.workflows.export_tvm import export_tvm_subnet
+
+    done = export_tvm_subnet(
+        space=space,
+        config=config,
+        out=out,
+        target=TvmTarget(triple=triple),
+        weights=weights,
+        seed=seed,
+        target_info=target_info,
+    )
+    _note_untrained(done.weights)
+    table = Table(
+        title=f"A network of {done.space} for {triple}; verified: {done.parity.checked}",
+        columns=("path", "size_bytes", "max_relative_error", "weights"),
+        rows=[(str(done.path), done.num_bytes, done.parity.max_relative_error, done.weights)],
+    )
+    return Answer(json=done.to_json(), tables=(table,))

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from effdl.cli.output import write_error
-from effdl.errors import ConfigError, EffdlError, OutputError
+from effdl.errors import ConfigError, EffdlError, OutputError, TargetUnavailableError
 
 __all__ = ["Terminated", "report"]
 
@@ -78,6 +78,10 @@ def _as_effdl_error(error: Exception, args: Sequence[str]) -> EffdlError:
         return OutputError(
             f"cannot write {what}: {error.strerror}",
             hint="free some space, or choose another folder with --out",
+        )
+    if isinstance(error, MemoryError):
+        return TargetUnavailableError(
+            f"this machine's memory does not hold it: {error}", hint="a smaller --batch-size"
         )
     return _UnexpectedError(error, _write_crash_report(error, args))
 

@@ -23,8 +23,8 @@ VERBS = {
     "verify": "Check an exported ONNX file.",
     "import-checkpoint": "Turn a published checkpoint into safetensors.",
     "train-predictor": "Train an accuracy predictor.",
-    "targets": "List, show and fit targets.",
-    "table": "Show, export and import latency tables.",
+    "targets": "List, show, add, fit targets, and suggest what to measure.",
+    "table": "Show, verify, merge, compare, export and import latency tables.",
     "doctor": "Say what works here, and the command for what does not.",
     "completion": "Print the completion script of a shell.",
 }

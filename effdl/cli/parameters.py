@@ -129,6 +129,24 @@ def space_option(default: str | None = names.DEFAULT_SPACE_NAME) -> click.Option
     )
 
 
+def runtime_option() -> click.Option:
+    """``--runtime``: what runs networks on this machine."""
+    return click.Option(
+        ["--runtime", "runtime_name"],
+        type=click.Choice(names.RUNTIME_NAMES),
+        help="What runs networks on this machine.  [default: the target's]",
+    )
+
+
+def no_profile_option() -> click.Option:
+    """``--no-profile``."""
+    return click.Option(
+        ["--no-profile"],
+        is_flag=True,
+        help="Fail instead of measuring this machine if it has no table yet.",
+    )
+
+
 def batch_size_option() -> click.Option:
     """``--batch-size``."""
     return click.Option(

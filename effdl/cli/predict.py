@@ -6,7 +6,9 @@ import click
 
 from effdl.cli import names, parameters
 from effdl.cli.output import Answer, Table
+from effdl.cli.progress import show_progress
 from effdl.cli.verb import Verb
+from effdl.errors import ConfigError
 
 __all__ = ["command"]
 
@@ -20,9 +22,11 @@ _OPTIONS: list[click.Parameter] = [
     parameters.target_option(required=False),
     parameters.space_option(),
     parameters.batch_size_option(),
+    parameters.runtime_option(),
     click.Option(
         ["--fine-tuned"], is_flag=True, help="Report the accuracy expected after fine-tuning."
     ),
+    parameters.no_profile_option(),
 ]
 
 
@@ -33,25 +37,33 @@ def command(
     target_name: str | None,
     space_name: str,
     batch_size: int | None,
+    runtime_name: str | None,
     fine_tuned: bool,
+    no_profile: bool,
 ) -> Answer:
     """Predict latency, accuracy, parameters and MACs of configurations.
 
     \b
     effdl predict --configs nets.jsonl --target gpu --format csv
     """
+    if target_name is None and runtime_name is not None:
+        raise ConfigError("--runtime has no effect without a target", hint="add --target cpu")
     target = None if target_name is None else names.resolve_target(target_name)
     space = names.resolve_space(space_name)
     from effdl.workflows.predict import predict_subnets, read_configs
 
     population = read_configs(configs, space)
-    found = predict_subnets(
-        space=space,
-        population=population,
-        target=target,
-        batch_size=batch_size,
-        fine_tuned=fine_tuned,
-    )
+    with show_progress() as progress:
+        found = predict_subnets(
+            space=space,
+            population=population,
+            target=target,
+            runtime=None if target is None else names.resolve_runtime(target, runtime_name),
+            batch_size=batch_size,
+            fine_tuned=fine_tuned,
+            profile=not no_profile,
+            progress=progress,
+        )
     facts = found.to_json()
     title = f"{facts['space']}, {len(population):,} configurations"
     if facts["target"] is not None:

@@ -23,10 +23,16 @@ _OPTIONS: list[click.Parameter] = [
     click.Option(
         ["--batch-size"], type=parameters.COUNT, help="Samples in one forward pass.  [default: 1]"
     ),
+    parameters.runtime_option(),
     click.Option(
         ["--budget", "budget_s"],
         type=parameters.DURATION,
         help="Time it may take: 10m.  [default: 14m; 170s with --quick; 60s for a file]",
+    ),
+    click.Option(
+        ["--cluster"],
+        metavar="ADDRESS",
+        help="Share the work with a Dask cluster of machines equal to this one: tcp://HOST:8786.",
     ),
     click.Option(["--quick"], is_flag=True, help="Fewer rounds and fewer whole networks."),
     click.Option(
@@ -42,6 +48,8 @@ _NUM_NODES_SHOWN = 15
 
 _OF_SPACES_ONLY = {
     "space_name": "--space",
+    "runtime_name": "--runtime",
+    "cluster": "--cluster",
     "quick": "--quick",
     "dry_run": "--dry-run",
     "seed": "--seed",
@@ -55,7 +63,9 @@ def command(
     target_name: str,
     space_name: str,
     batch_size: int | None,
+    runtime_name: str | None,
     budget_s: float | None,
+    cluster: str | None,
     quick: bool,
     dry_run: bool,
     strict: bool,
@@ -80,12 +90,14 @@ def command(
                 )
         return _profile_file(target, model, batch_size, budget_s, strict)
     space = names.resolve_space(space_name)
-    from effdl.workflows.profile import profile_space
+    from effdl.workflows.profile_target import profile_target
 
-    with show_progress() as progress:
-        done = profile_space(
+    with show_progress() as progress, names.resolve_cluster(cluster) as executor:
+        done = profile_target(
             target,
             space,
+            runtime_name=runtime_name,
+            executor=executor,
             batch_size=batch_size or target.default_batch_size,
             quick=quick,
             budget_s=budget_s,
@@ -100,12 +112,19 @@ def command(
         "cached": done.num_cached,
         "interpolated": done.num_interpolated,
         "unstable": done.num_unstable,
+        "cut short": done.num_partial,
         "seconds, estimated" if dry_run else "seconds": done.seconds,
         "noise of this machine": done.noise.grade,
         "store": str(done.store),
     }
     if done.calibration is not None:
         shown["error on whole networks [%]"] = done.calibration.mape_percent
+    if done.num_partial:
+        click.echo(
+            f"note: the time ended before all rounds of {done.num_partial:,} operators; the same "
+            "command goes on, a larger --budget goes further",
+            err=True,
+        )
     table = Table(
         title=f"{done.space} on {done.device}, {done.runtime}, batch size {done.batch_size}",
         columns=("fact", "value"),

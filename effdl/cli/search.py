@@ -13,7 +13,7 @@ from effdl.cli.verb import Verb, asked_options, is_given
 from effdl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from effdl.workflows.search import SearchOutcome
+    from effdl.workflows.search_outcome import SearchOutcome
 
 __all__ = ["command"]
 
@@ -27,6 +27,7 @@ _OPTIONS: list[click.Parameter] = [
     ),
     parameters.space_option(),
     parameters.batch_size_option(),
+    parameters.runtime_option(),
     click.Option(["--macs"], type=parameters.MACS, help="Limit for one sample: 300MMACs."),
     click.Option(["--params"], type=parameters.PARAMS, help="Limit: 5Mparams."),
     click.Option(
@@ -73,11 +74,7 @@ _OPTIONS: list[click.Parameter] = [
         help="Chance that the true latency meets the limit: 95%.",
     ),
     click.Option(["--no-export"], is_flag=True, help="Write no ONNX file."),
-    click.Option(
-        ["--no-profile"],
-        is_flag=True,
-        help="Fail instead of measuring this machine if it has no table yet.",
-    ),
+    parameters.no_profile_option(),
     parameters.seed_option(),
     click.Option(
         ["--out"],
@@ -94,6 +91,7 @@ def command(
     latency: Latency,
     space_name: str,
     batch_size: int | None,
+    runtime_name: str | None,
     macs: float | None,
     params: float | None,
     peak_memory_bytes: float | None,
@@ -116,7 +114,8 @@ def command(
         )
     target, space = names.resolve_target(target_name), names.resolve_space(space_name)
     limit_ms = latency.ms(batch_size or target.default_batch_size)
-    from effdl.workflows.search import Limits, search_subnet
+    from effdl.workflows.search import search_subnet
+    from effdl.workflows.search_outcome import Limits
 
     with show_progress() as progress:
         outcome = search_subnet(
@@ -128,6 +127,7 @@ def command(
                 params=params,
                 peak_memory_bytes=peak_memory_bytes,
             ),
+            runtime=names.resolve_runtime(target, runtime_name),
             batch_size=batch_size,
             effort=effort,
             algorithm=algorithm,
@@ -161,6 +161,10 @@ def _answer(outcome: "SearchOutcome") -> Answer:
         f"{target['batch_size']}: at most {outcome.limits.latency_ms:g} ms, "
         f"latency {target['latency_source']}"
     )
+    if facts["measured_searches"]:
+        title += (
+            f"\nMeasured here; searched up to {facts['searched_latency_limit_ms']:.4g} ms predicted"
+        )
     best = Table(
         title=title,
         columns=(*columns, "onnx"),

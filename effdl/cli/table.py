@@ -1,23 +1,26 @@
-"""``effdl table``: show, export and import latency tables."""
+"""``effdl table``: show, export and import latency tables; the group of all its verbs."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import click
 
-from effdl.cli import names, parameters
+from effdl.cli import parameters, table_checks
 from effdl.cli.output import Answer, Table
+from effdl.cli.table_sources import table_of_target
 from effdl.cli.verb import Verb
-
-if TYPE_CHECKING:
-    from effdl.targets.latency_table import LatencyTable
 
 __all__ = ["command"]
 
 
 @click.group("table")
 def command() -> None:
-    """Show, export and import latency tables."""
+    """Show, verify, merge, compare, export and import latency tables."""
+
+
+command.add_command(table_checks.verify)
+command.add_command(table_checks.merge)
+command.add_command(table_checks.diff)
 
 
 def _selection() -> list[click.Parameter]:
@@ -25,13 +28,16 @@ def _selection() -> list[click.Parameter]:
         parameters.target_option(),
         parameters.space_option(),
         parameters.batch_size_option(),
+        parameters.runtime_option(),
     ]
 
 
 @command.command("show", cls=Verb, params=_selection())
-def show(*, target_name: str, space_name: str, batch_size: int | None) -> Answer:
+def show(
+    *, target_name: str, space_name: str, batch_size: int | None, runtime_name: str | None
+) -> Answer:
     """Show the rows of a target's measured table."""
-    table = _table(target_name, space_name, batch_size)
+    table = table_of_target(target_name, space_name, batch_size, runtime_name)
     rows = [
         (entry.key, entry.resolution, entry.latency_ms, entry.std_ms, entry.count)
         for entry in table.entries
@@ -83,11 +89,12 @@ def export(
     target_name: str,
     space_name: str,
     batch_size: int | None,
+    runtime_name: str | None,
     to: Literal["ofa", "jsonl"],
     output: Path,
 ) -> Answer:
     """Write a target's measured table for others."""
-    table = _table(target_name, space_name, batch_size)
+    table = table_of_target(target_name, space_name, batch_size, runtime_name)
     from effdl.workflows.exchange_tables import export_table
 
     paths = export_table(table, output, form=to)
@@ -155,17 +162,3 @@ def import_(
     }
     imported = Table(title=f"target {name}", columns=tuple(facts), rows=[tuple(facts.values())])
     return Answer(json=facts, tables=(imported,))
-
-
-def _table(target_name: str, space_name: str, batch_size: int | None) -> "LatencyTable":
-    target, space = names.resolve_target(target_name), names.resolve_space(space_name)
-    if target.is_local:
-        from effdl.workflows.host_table import export_host_table
-
-        return export_host_table(
-            [space], target.name, batch_size=batch_size or target.default_batch_size
-        )
-    from effdl.targets.latency_model import load_latency_model
-    from effdl.workflows.exchange_tables import measured_table
-
-    return measured_table(target, load_latency_model(target, batch_size=batch_size))

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from effdl.errors import CorruptFileError
-from effdl.files import read_limited
+from effdl.files import read_limited, write_atomically
 from effdl.search.space import SubnetConfig
 
-__all__ = ["MeasuredNetwork", "read_measured_networks"]
+__all__ = ["MeasuredNetwork", "read_measured_networks", "write_networks_to_measure"]
 
 _MAX_FILE_BYTES = 64 << 20
 _LISTS = ("kernel_size", "expand_ratio", "depth")
@@ -65,6 +65,28 @@ def read_measured_networks(
     return networks
 
 
+def write_networks_to_measure(
+    path: Path, configs: Sequence[SubnetConfig], *, files: Sequence[str] | None = None
+) -> None:
+    """Write the CSV that `read_measured_networks` reads, ``latency_ms`` still empty.
+
+    Args:
+        path: The file.
+        configs: The sub-networks [N].
+        files: Further column ``onnx`` [N]: where each lies as an ONNX file.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*_LISTS, "resolution", "latency_ms", *(["onnx"] if files else [])])
+    for i, config in enumerate(configs):
+        lists = ["-".join(map(str, config.ints(name))) for name in _LISTS]
+        writer.writerow([*lists, config["resolution"], "", *([files[i]] if files else [])])
+    write_atomically(path, text.getvalue().encode())
+
+
 def _networks(path: Path, text: str, latency_columns: Sequence[str]) -> Iterator[MeasuredNetwork]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     columns = reader.fieldnames or ()
@@ -106,6 +128,12 @@ def _integers(
 
 
 def _milliseconds(path: Path, line: int, column: str, text: str) -> float:
+    if not text.strip():
+        raise CorruptFileError(
+            f"{path}, line {line}, column {column}: still empty, wanted the network's measured "
+            "milliseconds",
+            hint="fill it in, or take the row out",
+        )
     try:
         value = float(text)
     except ValueError:

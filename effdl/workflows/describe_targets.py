@@ -7,8 +7,11 @@ import msgspec
 
 from effdl.errors import CorruptFileError
 from effdl.targets.block_model import BlockModel
+from effdl.targets.calibration import Calibration
+from effdl.targets.host import describe_host
 from effdl.targets.latency_model import load_latency_model, table_batch_sizes
 from effdl.targets.latency_table import LatencyTable
+from effdl.targets.store import MeasurementStore, default_store_path
 from effdl.targets.target import Target, list_targets, load_target
 
 __all__ = ["TargetSummary", "describe_latencies", "summarise_targets"]
@@ -53,7 +56,11 @@ def summarise_targets() -> tuple[tuple[TargetSummary, ...], tuple[CorruptFileErr
             broken.append(error)
             continue
         tables = table_batch_sizes(target)
-        if target.is_local or any(path.suffix == ".jsonl" for path in tables.values()):
+        if target.is_local:
+            profiles = describe_profiles(target)
+            source = "measured" if profiles else None
+            tables = sorted({profile["batch_size"] for profile in profiles})
+        elif any(path.suffix == ".jsonl" for path in tables.values()):
             source = "measured"
         else:
             source = "fitted" if tables else "estimated" if target.peak_flops_per_s else None
@@ -69,6 +76,8 @@ def describe_latencies(target: Target) -> list[dict[str, Any]]:
     Raises:
         CorruptFileError: A table or model is malformed.
     """
+    if target.is_local:
+        return describe_profiles(target)
     batch_sizes = list(table_batch_sizes(target))
     if not batch_sizes and target.peak_flops_per_s:
         batch_sizes = [target.default_batch_size]
@@ -93,3 +102,41 @@ def describe_latencies(target: Target) -> list[dict[str, Any]]:
             }
         described.append(facts)
     return described
+
+
+def describe_profiles(target: Target) -> list[dict[str, Any]]:
+    """What the store has of a local target: one row a space, batch size, runtime, protocol.
+
+    Raises:
+        CorruptFileError: The store is damaged.
+    """
+    path = default_store_path()
+    if not path.exists():
+        return []
+    fingerprint = describe_host().fingerprint
+    with MeasurementStore(path) as store:
+        found = store.read_every_calibration()
+    rows = []
+    for setting, name, fit in found:
+        is_processor = setting.device == fingerprint
+        if is_processor != (target.kind == "cpu") or (
+            not is_processor and not setting.runtime.startswith("torch")
+        ):
+            continue
+        calibration = msgspec.json.decode(fit, type=Calibration)
+        space, _, resolutions = name.rpartition("@")
+        rows.append(
+            {
+                "batch_size": setting.batch_size,
+                "latency_source": "measured",
+                "runtime": f"{setting.runtime} {setting.runtime_version}",
+                "interval_percent": calibration.interval_percent + calibration.slow_percent,
+                "space": space,
+                "resolutions": resolutions,
+                "dtype": setting.dtype,
+                "protocol": setting.protocol,
+                "num_samples": calibration.num_networks,
+                "cv_mape_percent": calibration.mape_percent,
+            }
+        )
+    return sorted(rows, key=lambda row: (row["space"], row["batch_size"], row["runtime"]))

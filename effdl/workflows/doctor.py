@@ -3,19 +3,28 @@
 import importlib.metadata
 import os
 import platform
+import shutil
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from effdl.errors import EffdlError, OutputError
+from effdl.errors import BackendUnavailableError, EffdlError, OutputError
 from effdl.targets.host import describe_host, read_noise
+from effdl.targets.measure.adb_transport import ADB_INSTALL_HINT
+from effdl.targets.measure.tvm_target import find_linker, find_tvm
 from effdl.targets.store import MeasurementStore, default_store_path
 from effdl.targets.target import find_cuda_device
 
 __all__ = ["Check", "examine"]
 
 _CORE = ("numpy", "torch", "onnx", "onnxruntime", "onnxscript", "safetensors")
+
+# Extra, package, and what is missing without it.
+_EXTRAS = (
+    ("openvino", "openvino", "--runtime openvino"),
+    ("dask", "distributed", "work is not spread over a cluster"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +60,11 @@ def examine(*, store_path: Path | None = None) -> tuple[Check, ...]:
         _python(),
         *(_core_package(name) for name in _CORE),
         _onnxruntime_providers(),
+        *(_extra(name, package, what) for name, package, what in _EXTRAS),
+        _tvm(),
+        _linker("aarch64-linux-gnu"),
+        _program("adb", "phones are not measured", ADB_INSTALL_HINT),
+        _program("qemu-aarch64", "board libraries are not tried here", "apt-get install qemu-user"),
         _cuda(),
         _processor(),
         _noise(),
@@ -84,6 +98,45 @@ def _core_package(name: str) -> Check:
         needed=True,
         found=version or "not installed",
         command=None if version else f"{_pip()} install {name}",
+    )
+
+
+def _extra(name: str, package: str, what: str) -> Check:
+    version = _version(package)
+    return Check(
+        name=package,
+        ok=version is not None,
+        needed=False,
+        found=version or f"not installed: {what}",
+        command=None if version else f"{_pip()} install 'effdl[{name}]'",
+    )
+
+
+def _tvm() -> Check:
+    try:
+        found, command = str(find_tvm()), None
+    except BackendUnavailableError as error:
+        found, command = f"{error.message}: boards are not measured", error.hint
+    return Check(name="tvm", ok=command is None, needed=False, found=found, command=command)
+
+
+def _linker(triple: str) -> Check:
+    name = f"linker for {triple}"
+    try:
+        found = " ".join(find_linker(triple))
+    except BackendUnavailableError as error:
+        return Check(name=name, ok=False, needed=False, found=error.message, command=error.hint)
+    return Check(name=name, ok=True, needed=False, found=found)
+
+
+def _program(name: str, what: str, command: str) -> Check:
+    path = shutil.which(name)
+    return Check(
+        name=name,
+        ok=path is not None,
+        needed=False,
+        found=path or f"not installed: {what}",
+        command=None if path else command,
     )
 
 

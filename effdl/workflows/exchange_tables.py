@@ -43,12 +43,12 @@ def measured_table(target: Target, model: LatencyModel) -> LatencyTable:
     """The table behind a target's latencies.
 
     Raises:
-        TableMismatchError: They are fitted or estimated, and have no rows.
+        ConfigError: They are fitted or estimated, and have no rows.
     """
     if not isinstance(model, LatencyTable):
-        raise TableMismatchError(
+        raise ConfigError(
             f"target {target.name} has no table: its latencies are {model.source}",
-            hint="effdl targets list says which targets are measured",
+            hint="effdl targets list says which targets have measured tables",
         )
     return model
 

@@ -13,6 +13,7 @@ from effdl.export.metadata import ModelMetadata, WeightsNote, file_sha256
 from effdl.export.onnx_export import export_onnx
 from effdl.export.parity import Parity, check_parity
 from effdl.export.threads import one_thread
+from effdl.files import require_writable
 from effdl.models.mobilenet_v3.network import MobileNetV3, build_subnet, load_supernet
 from effdl.models.mobilenet_v3.space import MobileNetV3Space
 from effdl.search.space import SubnetConfig
@@ -95,8 +96,7 @@ def export_subnet(
             it is deleted.
         OutputError: The file cannot be written.
     """
-    if out.is_dir():
-        raise OutputError(f"cannot write {out}: it is a folder", hint="name a file in it")
+    require_writable(out)
     if seed < 0:
         raise ConfigError(f"seed wanted 0 or more, got {seed}")
     search_space = space.search_space
@@ -147,13 +147,16 @@ def require_supported(*, precision: str, container: str) -> None:
     """Refuse what cannot be exported yet, instead of exporting something else.
 
     Raises:
-        ConfigError: The precision is not ``fp32``, or the container not ``onnx``.
+        ConfigError: The precision is not ``fp32``, or the container neither ``onnx`` nor
+            ``tvm``.
     """
-    for what, wanted, got in (("precision", "fp32", precision), ("format", "onnx", container)):
-        if got != wanted:
+    known = (("precision", ("fp32",), precision), ("format", ("onnx", "tvm"), container))
+    for what, wanted, got in known:
+        if got not in wanted:
             raise ConfigError(
-                f"export to {what} {got!r} is not available in this version: wanted {wanted!r}",
-                hint=f"leave the option out to export {wanted}",
+                f"export to {what} {got!r} is not available in this version: wanted "
+                f"{' or '.join(map(repr, wanted))}",
+                hint=f"leave the option out to export {wanted[0]}",
             )
 
 

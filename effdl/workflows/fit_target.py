@@ -5,15 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from effdl.data.ofa_latency import MeasuredNetwork, read_measured_networks
 from effdl.errors import ConfigError, CorruptFileError
 from effdl.models.mobilenet_v3.space import MobileNetV3Space
-from effdl.opspec import OpSpec
-from effdl.search.cost import SlotIndex
-from effdl.targets.block_fit import Measurements, fit_best
+from effdl.targets.block_fit import Measurements, check_measurements
 from effdl.targets.block_model import BlockModel
+from effdl.targets.block_validation import fit_best
 from effdl.targets.latency_model import table_path
 from effdl.targets.target import (
     Target,
@@ -22,10 +20,15 @@ from effdl.targets.target import (
     user_targets_folder,
     write_target,
 )
+from effdl.workflows.space_operators import SpaceOperators
 
 __all__ = ["FittedTarget", "fit_model", "fit_target", "measurements_of"]
 
+# Shuffled latencies give about 0, the noisiest of real devices 0.6.
+_LEAST_SPEARMAN = 0.2
 _MIN_RESOLUTION, _MAX_RESOLUTION = 32, 2048
+_NUM_UNSEEN = 500
+_MAX_INTERVAL_PERCENT = 1000.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,15 +37,19 @@ class FittedTarget:
 
     Attributes:
         name: Its name.
-        num_samples: Networks it was fitted to.
+        num_samples: Different networks it was fitted to.
+        resolutions: Their input resolutions in pixels, increasing; others are
+            extrapolated.
         cv_mape_percent: Mean absolute percentage error, cross-validated.
         cv_spearman: Rank correlation, cross-validated.
-        interval_percent: Half-width of the 95 % prediction interval.
+        interval_percent: 95 % of networks within these resolutions lie within
+            this many percent of their prediction.
         path: The fitted model's file; the descriptor lies beside it.
     """
 
     name: str
     num_samples: int
+    resolutions: tuple[int, ...]
     cv_mape_percent: float
     cv_spearman: float
     interval_percent: float
@@ -67,7 +74,8 @@ def fit_target(
     Args:
         name: Name of the target.
         measurements: CSV with columns ``kernel_size``, ``expand_ratio``,
-            ``depth``, ``resolution``, ``latency_ms``.
+            ``depth``, ``resolution``, ``latency_ms``. Rows of equal networks
+            count once, at their median.
         space: The space the sub-networks are of, at whatever resolutions.
         batch_size: Samples in one run of the measurements.
         num_samples: Use only the first so many rows.
@@ -77,8 +85,9 @@ def fit_target(
 
     Raises:
         ConfigError: The name is taken by a shipped target or is no name, or
-            there are too few measurements.
-        CorruptFileError: The CSV is malformed.
+            there are too few measurements, or they do not follow from the
+            networks.
+        CorruptFileError: The CSV is malformed, or a latency is still empty.
         OutputError: The user's folder cannot be written.
     """
     folder = user_targets_folder()
@@ -100,12 +109,20 @@ def fit_target(
         path=measurements,
         seed=seed,
     )
+    if model.cv_spearman < _LEAST_SPEARMAN:
+        raise ConfigError(
+            f"the latencies in {measurements} do not follow the networks: wanted predicted and "
+            f"measured to correlate in rank by at least {_LEAST_SPEARMAN}, got "
+            f"{model.cv_spearman:.2f}",
+            hint="are the rows in the order they were measured in? measure them again",
+        )
     path = table_path(folder, name, batch_size, fitted=True)
     model.write(path)
     write_target(folder, target)
     return FittedTarget(
         name=name,
         num_samples=model.num_samples,
+        resolutions=_resolutions(networks),
         cv_mape_percent=model.cv_mape_percent,
         cv_spearman=model.cv_spearman,
         interval_percent=model.interval_percent,
@@ -139,22 +156,32 @@ def fit_model(
         seed: Of the fit and its cross-validation.
 
     Raises:
-        ConfigError: There are too few networks.
+        ConfigError: There are too few networks, or their latencies do not follow
+            from them.
         CorruptFileError: A network is not of the space.
     """
-    measured = measurements_of(space, networks, latencies_ms, path)
-    coefficients, validation = fit_best(measured, seed=seed)
-    resolutions = [int(network.config.ints("resolution")[0]) for network in networks]
+    measured, operators = _measured(space, networks, latencies_ms, path)
+    check_measurements(measured)
+    measured = measured.merge_repeats()
+    rows = operators.space.search_space.sample(_NUM_UNSEEN, np.random.default_rng(seed))
+    coefficients, validation = fit_best(measured, operators.codes(rows), seed=seed)
+    if not validation.interval_percent <= _MAX_INTERVAL_PERCENT:
+        raise ConfigError(
+            f"the latencies in {path} do not follow from the networks: wanted an uncertainty of "
+            f"at most {_MAX_INTERVAL_PERCENT:g} %, got {validation.interval_percent:.3g} %",
+            hint="measure more networks; check that every latency stands in its network's row",
+        )
+    resolutions = _resolutions(networks)
     return BlockModel(
         target=target.name,
         device=target.device,
         batch_size=batch_size,
         runtime=target.runtime,
         space=space.name,
-        resolutions=(min(resolutions), max(resolutions)),
+        resolutions=(resolutions[0], resolutions[-1]),
         origin=origin,
         licence=licence,
-        num_samples=len(networks),
+        num_samples=len(measured),
         cv_mape_percent=validation.mape_percent,
         cv_spearman=validation.spearman,
         interval_percent=validation.interval_percent,
@@ -179,7 +206,15 @@ def measurements_of(
     Raises:
         CorruptFileError: A network is not of the space.
     """
-    resolutions = sorted({network.config.ints("resolution")[0] for network in networks})
+    return _measured(space, networks, latencies_ms, path)[0]
+
+
+def _measured(
+    space: MobileNetV3Space,
+    networks: Sequence[MeasuredNetwork],
+    latencies_ms: Sequence[float],
+    path: Path,
+) -> tuple[Measurements, SpaceOperators]:
     for network in networks:
         (resolution,) = network.config.ints("resolution")
         if not _MIN_RESOLUTION <= resolution <= _MAX_RESOLUTION:
@@ -187,34 +222,24 @@ def measurements_of(
                 f"{path}, line {network.line}, column resolution: wanted {_MIN_RESOLUTION} to "
                 f"{_MAX_RESOLUTION} pixels, got {resolution}"
             )
-    wide = space.with_resolutions(resolutions)
+    wide = space.with_resolutions(_resolutions(networks))
     rows = []
     for network in networks:
         try:
             rows.append(wide.search_space.encode(network.config))
         except ConfigError as error:
             raise CorruptFileError(f"{path}, line {network.line}: {error.message}") from error
-    index = SlotIndex(wide.search_space, wide.slots)
-    ops, op_of_code = _distinct_ops(wide, index)
-    codes = op_of_code[index.codes(np.stack(rows))]
-    return Measurements(ops=ops, codes=codes, latency_ms=np.array(latencies_ms, dtype=np.float64))
+    operators = SpaceOperators(space=wide)
+    measured = Measurements(
+        ops=operators.ops,
+        codes=operators.codes(np.stack(rows)),
+        latency_ms=np.array(latencies_ms, dtype=np.float64),
+    )
+    return measured, operators
 
 
-def _distinct_ops(
-    space: MobileNetV3Space, index: SlotIndex
-) -> tuple[tuple[OpSpec, ...], NDArray[np.intp]]:
-    """Operators with distinct keys, and the operator of each code (their number: empty)."""
-    numbers: dict[str, int] = {}
-    ops: list[OpSpec] = []
-    op_of_code = np.full(index.num_codes, -1, dtype=np.intp)
-    for start, slot in zip(index.offsets[:-1], space.slots, strict=True):
-        for i, op in enumerate(slot.ops):
-            number = numbers.setdefault(op.key, len(ops))
-            if number == len(ops):
-                ops.append(op)
-            op_of_code[start + i] = number
-    op_of_code[op_of_code < 0] = len(ops)
-    return tuple(ops), op_of_code
+def _resolutions(networks: Sequence[MeasuredNetwork]) -> tuple[int, ...]:
+    return tuple(sorted({network.config.ints("resolution")[0] for network in networks}))
 
 
 def _own_target(folder: Path, name: str, device: str, batch_size: int) -> Target:

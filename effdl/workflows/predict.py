@@ -12,9 +12,11 @@ from effdl.models.mobilenet_v3.pretrained import load_accuracy_predictor
 from effdl.models.mobilenet_v3.space import MobileNetV3Space
 from effdl.search.space import Population
 from effdl.targets.latency_model import LatencyModel
+from effdl.targets.measure.runtime import MeasurementRuntime
 from effdl.targets.target import Target
 from effdl.workflows.costs import SpaceCosts
 from effdl.workflows.latencies import latency_model_of
+from effdl.workflows.progress import Progress, no_progress
 from effdl.workflows.subnets import SubnetReport, accuracy_of
 
 __all__ = ["Prediction", "Predictions", "predict_subnets", "read_configs"]
@@ -114,8 +116,11 @@ def predict_subnets(
     space: MobileNetV3Space,
     population: Population,
     target: Target | None = None,
+    runtime: MeasurementRuntime | None = None,
     batch_size: int | None = None,
     fine_tuned: bool = False,
+    profile: bool = True,
+    progress: Progress = no_progress,
 ) -> Predictions:
     """Predict the figures of many sub-networks at once.
 
@@ -123,8 +128,11 @@ def predict_subnets(
         space: Their space.
         population: Canonical rows [N, num_dimensions].
         target: The target, or None: no latencies.
+        runtime: What runs networks on this machine; None: the target's own.
         batch_size: Samples in one forward pass; None: the target's default.
         fine_tuned: Accuracies expected after fine-tuning.
+        profile: Measure this machine first if it has no table yet.
+        progress: Told how far that is.
 
     Raises:
         TargetUnavailableError: The target has no latencies here.
@@ -132,22 +140,26 @@ def predict_subnets(
     """
     if target is None and batch_size is not None:
         raise ConfigError("a batch size has no effect without a target", hint="add --target")
-    model = None if target is None else latency_model_of(target, space, batch_size)
-    costs = SpaceCosts(
-        space=space, batch_size=model.batch_size if model else 1, latency_model=model
+    model = (
+        None
+        if target is None
+        else latency_model_of(
+            target, space, batch_size, runtime=runtime, profile=profile, progress=progress
+        )
     )
-    params, macs = costs.params(population), costs.macs(population)
-    latency_ms = None if model is None else costs.latency_ms(population)
+    part, rows = _used_resolutions(space, population)
+    costs = SpaceCosts(space=part, batch_size=model.batch_size if model else 1, latency_model=model)
+    params, macs = costs.params(rows), costs.macs(rows)
+    latency_ms = None if model is None else costs.latency_ms(rows)
     predictor = load_accuracy_predictor(space)
     raw = np.full(len(population), np.nan)
     reason = f"space {space.name} has no accuracy predictor"
     if predictor is not None:
         known = predictor.predictable(population)
         raw[known] = predictor.predict_raw(population[known])
-        reason = (
-            "accuracy is predictable only at resolutions from "
-            f"{min(predictor.anchors)} to {max(predictor.anchors)}"
-        )
+        low, high = min(predictor.anchors), max(predictor.anchors)
+        where = f"resolution {low}" if low == high else f"resolutions from {low} to {high}"
+        reason = f"accuracy is predictable only at {where}"
     predictions = []
     for i, row in enumerate(population):
         has_accuracy = predictor is not None and not np.isnan(raw[i])
@@ -170,3 +182,14 @@ def predict_subnets(
     return Predictions(
         target=target, latency_model=model, space=space.name, predictions=tuple(predictions)
     )
+
+
+def _used_resolutions(
+    space: MobileNetV3Space, population: Population
+) -> tuple[MobileNetV3Space, Population]:
+    """The space at the resolutions that are used, all that a table must know, and its rows."""
+    (column,) = space.search_space.columns("resolution")
+    used, places = np.unique(population[:, column], return_inverse=True)
+    rows = population.copy()
+    rows[:, column] = places
+    return space.with_resolutions(space.resolutions[i] for i in used), rows

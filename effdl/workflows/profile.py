@@ -8,18 +8,20 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
+from effdl.distributed.executor import Executor
 from effdl.errors import (
     ConfigError,
     MissingEntryError,
-    TargetUnavailableError,
     UnstableMeasurementError,
 )
 from effdl.models.mobilenet_v3.space import MobileNetV3Space
 from effdl.targets.calibration import Calibration, fit_calibration, network_features
-from effdl.targets.host import Noise, describe_host, find_runtime, read_noise
+from effdl.targets.host import Noise, read_noise
 from effdl.targets.host_model import HostLatencyModel
-from effdl.targets.measure.onnxruntime import NUM_THREADS, host_instruments, measure_models
+from effdl.targets.measure.onnxruntime import OnnxRuntime
+from effdl.targets.measure.runtime import MeasurementRuntime
 from effdl.targets.profiler import finished_timings, interpolate_missing, profile_items
 from effdl.targets.store import MeasurementStore, Setting, default_store_path
 from effdl.targets.target import Target
@@ -30,9 +32,11 @@ from effdl.workflows.profile_plan import (
     plan_profile,
     resolution_lines,
 )
+from effdl.workflows.profile_spread import profile_on_workers
 from effdl.workflows.progress import Progress, no_progress
+from effdl.workflows.runtimes import runtime_of
 
-__all__ = ["SpaceProfile", "load_host_latency_model", "measure_models", "profile_space"]
+__all__ = ["SpaceProfile", "load_host_latency_model", "profile_space"]
 
 QUICK_BUDGET_S = 170.0
 FULL_BUDGET_S = 840.0
@@ -54,6 +58,7 @@ class SpaceProfile:
         num_cached: Found in the store.
         num_interpolated: Filled in between smaller and larger ones.
         num_unstable: Whose noise did not settle.
+        num_partial: For which the budget ended before all rounds; another run goes on.
         calibration: From operators to whole networks; None where a dry run found none.
         noise: Of the machine before measuring.
         seconds: How long it took (with ``dry_run``: an estimate).
@@ -70,6 +75,7 @@ class SpaceProfile:
     num_cached: int
     num_interpolated: int
     num_unstable: int
+    num_partial: int
     calibration: Calibration | None
     noise: Noise
     seconds: float
@@ -89,6 +95,8 @@ def profile_space(
     target: Target,
     space: MobileNetV3Space,
     *,
+    runtime: MeasurementRuntime | None = None,
+    executor: Executor | None = None,
     batch_size: int = 1,
     quick: bool = False,
     budget_s: float | None = None,
@@ -108,6 +116,9 @@ def profile_space(
     Args:
         target: This machine.
         space: Whose operators are measured.
+        runtime: What measures; None: the target's own.
+        executor: Has workers on machines equal to this one that share the work; None:
+            this process does it.
         batch_size: Samples in one run.
         quick: Fewer rounds and fewer whole networks.
         budget_s: Seconds it may take; None: 170 quick, else 840.
@@ -124,11 +135,7 @@ def profile_space(
         OutputError: The store cannot be written.
         CorruptFileError: The store is damaged.
     """
-    if not target.is_local or target.kind != "cpu":
-        raise TargetUnavailableError(
-            f"target {target.name} cannot be measured from here: wanted this machine's processor",
-            hint="effdl profile --target cpu",
-        )
+    runtime = runtime or runtime_of(target)
     budget_s = (QUICK_BUDGET_S if quick else FULL_BUDGET_S) if budget_s is None else budget_s
     if batch_size < 1 or budget_s <= 0:
         raise ConfigError(
@@ -136,35 +143,49 @@ def profile_space(
             f"got {batch_size} and {budget_s:g} s"
         )
     start, noise = time.perf_counter(), read_noise()
-    protocol = QUICK_PROTOCOL if quick else TABLE_PROTOCOL
-    setting, path = _setting(protocol, batch_size), store_path or default_store_path()
-    done, calibration = _known(path, setting, protocol, space)
+    protocol, path = QUICK_PROTOCOL if quick else TABLE_PROTOCOL, store_path or default_store_path()
+    setting = Setting.of(runtime, protocol, batch_size=batch_size)
+    done, rounds, calibration = _known(path, setting, protocol, space)
     all_ops = distinct_ops(space)
     cached, planned = all_ops.keys() & done.keys(), all_ops.keys()
     timings, estimated_s = done, 0.0
     if len(cached) < len(all_ops) or calibration is None:
         plan = plan_profile(
             space,
+            runtime=runtime,
             batch_size=batch_size,
             protocol=protocol,
             budget_s=budget_s,
             num_networks=_QUICK_NETWORKS if quick else _FULL_NETWORKS,
             done=done,
+            rounds=rounds,
             seed=seed,
         )
         planned, estimated_s = plan.ops.keys() | cached, plan.estimated_s
         if not dry_run:
             with MeasurementStore(path) as store:
-                timings = profile_items(
-                    plan.openers(),
-                    store=store,
-                    setting=setting,
-                    protocol=protocol,
-                    instruments=host_instruments(),
-                    budget_s=budget_s - (time.perf_counter() - start),
-                    progress=progress,
-                ).timings
-                calibration = _calibrate(plan, timings)
+                left_s = budget_s - (time.perf_counter() - start)
+                if executor is None:
+                    timings = profile_items(
+                        plan.openers(),
+                        store=store,
+                        setting=setting,
+                        protocol=protocol,
+                        instruments=runtime.instruments(),
+                        budget_s=left_s,
+                        progress=progress,
+                    ).timings
+                else:
+                    timings = profile_on_workers(
+                        plan,
+                        executor,
+                        store=store,
+                        setting=setting,
+                        protocol=protocol,
+                        budget_s=left_s,
+                        progress=progress,
+                    )
+                calibration = _calibrate(plan, timings, store.read_reference_s(setting))
                 fit = msgspec.json.encode(calibration)
                 store.write_calibration(setting, _calibration_name(space), fit)
     unstable = sorted(key for key in planned if key in timings and timings[key].unstable)
@@ -174,10 +195,11 @@ def profile_space(
             f"{protocol.interval_percent:g} %, such as {unstable[0]}",
             hint="close what else is running and run it again, or leave out --strict",
         )
+    num_partial = 0 if dry_run else sum(_is_partial(timings.get(k), protocol) for k in planned)
     return SpaceProfile(
         space=space.name,
-        device=describe_host().name,
-        runtime=str(find_runtime()),
+        device=runtime.device,
+        runtime=str(runtime.build),
         batch_size=batch_size,
         protocol=protocol.name,
         num_entries=len(all_ops),
@@ -185,6 +207,7 @@ def profile_space(
         num_cached=len(cached),
         num_interpolated=len(all_ops) - len(planned),
         num_unstable=len(unstable),
+        num_partial=num_partial,
         calibration=calibration,
         noise=noise,
         seconds=estimated_s if dry_run else time.perf_counter() - start,
@@ -192,20 +215,28 @@ def profile_space(
     )
 
 
+def _is_partial(timing: Timing | None, protocol: Protocol) -> bool:
+    return timing is None or timing.num_rounds < protocol.min_rounds
+
+
 def _known(
     path: Path, setting: Setting, protocol: Protocol, space: MobileNetV3Space
-) -> tuple[Mapping[str, Timing], Calibration | None]:
+) -> tuple[Mapping[str, Timing], Mapping[str, int], Calibration | None]:
     """What the store has of a space; it is not made where it is not there yet."""
     if not path.exists():
-        return {}, None
+        return {}, {}, None
     with MeasurementStore(path) as store:
         fit = store.read_calibrations(setting).get(_calibration_name(space))
         known = None if fit is None else msgspec.json.decode(fit, type=Calibration)
-        return finished_timings(store, setting, protocol), known
+        return finished_timings(store, setting, protocol), store.count_rounds(setting), known
 
 
 def load_host_latency_model(
-    space: MobileNetV3Space, batch_size: int = 1, *, store_path: Path | None = None
+    space: MobileNetV3Space,
+    batch_size: int = 1,
+    *,
+    runtime: MeasurementRuntime | None = None,
+    store_path: Path | None = None,
 ) -> HostLatencyModel | None:
     """This machine's latency model of a space, or None where it was not profiled.
 
@@ -214,18 +245,19 @@ def load_host_latency_model(
     Args:
         space: Whose operators it must know.
         batch_size: Samples in one run.
+        runtime: What measured; None: ONNX Runtime on one thread.
         store_path: The store; None: the user's own.
 
     Raises:
         BackendUnavailableError: ONNX Runtime is not installed.
         CorruptFileError: The store is damaged.
     """
-    path = store_path or default_store_path()
+    path, runtime = store_path or default_store_path(), runtime or OnnxRuntime()
     if not path.exists():
         return None
     with MeasurementStore(path) as store:
         for protocol in (TABLE_PROTOCOL, QUICK_PROTOCOL):
-            setting = _setting(protocol, batch_size)
+            setting = Setting.of(runtime, protocol, batch_size=batch_size)
             calibration = _covering(store.read_calibrations(setting), space)
             if calibration is None:
                 continue
@@ -243,19 +275,17 @@ def load_host_latency_model(
             return HostLatencyModel(
                 op_ms={**op_ms, **filled},
                 calibration=calibration,
-                device=describe_host().name,
+                device=runtime.device,
                 batch_size=batch_size,
-                runtime=str(find_runtime()),
+                runtime=str(runtime.build),
                 source="interpolated" if filled else "measured",
             )
     return None
 
 
-def _setting(protocol: Protocol, batch_size: int) -> Setting:
-    return Setting.here(find_runtime(), protocol, batch_size=batch_size, num_threads=NUM_THREADS)
-
-
-def _calibrate(plan: ProfilePlan, timings: Mapping[str, Timing]) -> Calibration:
+def _calibrate(
+    plan: ProfilePlan, timings: Mapping[str, Timing], references_s: NDArray[np.float64]
+) -> Calibration:
     """Fit the correction on the plan's networks, all at one speed of the machine."""
     resolutions = plan.space.resolutions
     reference_s = float(np.median([timings[key].reference_s for key in timings]))
@@ -273,6 +303,7 @@ def _calibrate(plan: ProfilePlan, timings: Mapping[str, Timing]) -> Calibration:
         np.array([at_reference(key, timings[key].p20_ms) for key in plan.networks]),
         np.array([at_reference(key, timings[key].median_ms) for key in plan.networks]),
         reference_s=reference_s,
+        slow_percent=max(0.0, 100 * (float(np.percentile(references_s, 95)) / reference_s - 1)),
         resolutions=(min(resolutions), max(resolutions)),
     )
 

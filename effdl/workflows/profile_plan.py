@@ -1,8 +1,9 @@
 """What profiling a space measures: operators and whole networks, within a budget."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -10,9 +11,10 @@ import numpy as np
 from effdl.models.mobilenet_v3.space import MobileNetV3Space
 from effdl.opspec import OpSpec
 from effdl.search.space import SubnetConfig
-from effdl.targets.measure.onnxruntime import open_graph
+from effdl.targets.measure.runtime import MeasurementRuntime
 from effdl.targets.profiler import estimate_round_s, spread_indices
-from effdl.targets.timing import Opener, Protocol, Timing
+from effdl.targets.sampler import Opener, Sampler
+from effdl.targets.timing import Protocol, Timing
 
 __all__ = ["ProfilePlan", "distinct_ops", "plan_profile", "resolution_lines"]
 
@@ -27,6 +29,7 @@ class ProfilePlan:
 
     Attributes:
         space: The space.
+        runtime: What measures.
         batch_size: Samples in one run.
         ops: Operators by key; those of the space that are missing are interpolated.
         networks: Whole networks by key.
@@ -34,30 +37,43 @@ class ProfilePlan:
     """
 
     space: MobileNetV3Space
+    runtime: MeasurementRuntime
     batch_size: int
     ops: Mapping[str, OpSpec]
     networks: Mapping[str, SubnetConfig]
     estimated_s: float
 
-    def openers(self) -> dict[str, Opener]:
-        """What to time, by key."""
+    def models(self) -> dict[str, Callable[[], bytes]]:
+        """What to time, by key, as functions that write ONNX models."""
         from effdl.models.mobilenet_v3.onnx_graph import build_network
 
-        def network(config: SubnetConfig) -> Opener:
-            return lambda: open_graph(build_network(self.space, config, self.batch_size))
+        return {
+            **{key: partial(op.build, self.batch_size) for key, op in self.ops.items()},
+            **{
+                key: partial(build_network, self.space, config, self.batch_size)
+                for key, config in self.networks.items()
+            },
+        }
 
-        operators = {key: _opener(op, self.batch_size) for key, op in self.ops.items()}
-        return operators | {key: network(config) for key, config in self.networks.items()}
+    def openers(self) -> dict[str, Opener]:
+        """What to time, by key."""
+
+        def opened(build: Callable[[], bytes]) -> Sampler:
+            return self.runtime.open_model(build())
+
+        return {key: partial(opened, build) for key, build in self.models().items()}
 
 
 def plan_profile(
     space: MobileNetV3Space,
     *,
+    runtime: MeasurementRuntime,
     batch_size: int,
     protocol: Protocol,
     budget_s: float,
     num_networks: int,
     done: Mapping[str, Timing],
+    rounds: Mapping[str, int],
     seed: int,
 ) -> ProfilePlan:
     """As many resolutions, and then whole networks, as the budget reaches for.
@@ -66,21 +82,25 @@ def plan_profile(
 
     Args:
         space: Whose operators are measured.
+        runtime: What measures.
         batch_size: Samples in one run.
         protocol: How carefully.
         budget_s: Seconds it may take.
         num_networks: Whole networks at most; at least 8 are planned.
         done: What is measured already, by key.
+        rounds: Rounds measured so far, by key.
         seed: Chooses the whole networks.
     """
     all_ops = distinct_ops(space)
-    openers = [_opener(op, batch_size) for op in all_ops.values()]
-    op_s = protocol.min_rounds * estimate_round_s(openers, protocol) / len(openers)
+    openers = [_opener(runtime, op, batch_size) for op in all_ops.values()]
+    round_s = estimate_round_s(openers, protocol) / len(openers)
+    op_s = protocol.min_rounds * round_s
     network_s = op_s * len(space.slots)
     affordable_s, fewest_s = _PLANNED_SHARE * budget_s, network_s * _MIN_NETWORKS
 
     def left_s(ops: Mapping[str, OpSpec]) -> float:
-        return op_s * sum(key not in done for key in ops)
+        left = (max(0, protocol.min_rounds - rounds.get(key, 0)) for key in ops if key not in done)
+        return round_s * sum(left)
 
     part, ops = space, all_ops
     while left_s(ops) + fewest_s > affordable_s and len(part.resolutions) > 2:
@@ -95,6 +115,7 @@ def plan_profile(
     networks_s = network_s * sum(key not in done for key in networks)
     return ProfilePlan(
         space=space,
+        runtime=runtime,
         batch_size=batch_size,
         ops=ops,
         networks=networks,
@@ -132,5 +153,5 @@ def _network_key(space: MobileNetV3Space, config: SubnetConfig) -> str:
     return f"network:{space.name}:{hashlib.sha256(text).hexdigest()[:24]}"
 
 
-def _opener(op: OpSpec, batch_size: int) -> Opener:
-    return lambda: open_graph(op.build(batch_size))
+def _opener(runtime: MeasurementRuntime, op: OpSpec, batch_size: int) -> Opener:
+    return lambda: runtime.open_model(op.build(batch_size))

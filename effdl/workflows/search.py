@@ -1,16 +1,14 @@
 """The main job: the most accurate sub-network that meets a latency, exported and verified."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 
-from effdl.errors import ConfigError, InfeasibleConstraintError
+from effdl.errors import ConfigError, InfeasibleConstraintError, UnstableMeasurementError
 from effdl.models.mobilenet_v3.pretrained import load_accuracy_predictor
 from effdl.models.mobilenet_v3.space import MobileNetV3Space
 from effdl.search.accuracy_predictor import AccuracyPredictor
@@ -21,106 +19,31 @@ from effdl.search.minimum import minimize_cost
 from effdl.search.presets import make_algorithm
 from effdl.search.problem import SearchProblem
 from effdl.search.result import SearchResult
+from effdl.targets.host_model import HostLatencyModel
 from effdl.targets.latency_model import LatencyModel
+from effdl.targets.measure.runtime import MeasurementRuntime
 from effdl.targets.target import Target
+from effdl.targets.timing import Timing
 from effdl.workflows.costs import SpaceCosts
+from effdl.workflows.exported_search import ExportPlan, export_networks
 from effdl.workflows.latencies import latency_model_of
+from effdl.workflows.measured_search import (
+    MIN_MEASURED,
+    Attempt,
+    Clock,
+    search_by_the_clock,
+)
 from effdl.workflows.progress import Progress, no_progress
 from effdl.workflows.report import write_report
 from effdl.workflows.run_folder import run_folder
+from effdl.workflows.runtimes import runtime_of
+from effdl.workflows.search_outcome import Limits, SearchOutcome
 from effdl.workflows.subnets import SubnetReport, accuracy_of
 
 __all__ = ["Limits", "SearchOutcome", "search_subnet"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What a sub-network must keep.
-
-    Attributes:
-        latency_ms: One forward pass of the whole batch, in milliseconds.
-        macs: Multiply-accumulate operations for one sample.
-        params: Trainable parameters.
-        peak_memory_bytes: Float32 activation memory for the whole batch.
-    """
-
-    latency_ms: float
-    macs: float | None = None
-    params: float | None = None
-    peak_memory_bytes: float | None = None
-
-    def to_json(self) -> dict[str, float]:
-        """The limits that are set, latency first."""
-        every = {
-            "latency_ms": self.latency_ms,
-            "macs": self.macs,
-            "params": self.params,
-            "peak_memory_bytes": self.peak_memory_bytes,
-        }
-        return {name: limit for name, limit in every.items() if limit is not None}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchOutcome:
-    """The end of the job.
-
-    Attributes:
-        target: What was searched for.
-        space: Name of the space.
-        latency_model: Where its latencies came from.
-        limits: What was asked for.
-        latency_limit_ms: The limit that was searched with: the one asked
-            for, less the margin that a confidence needs.
-        confidence: Asked probability that the true latency meets the limit.
-        top: The best sub-networks, best first.
-        pareto_front: Best accuracy at every latency up to the limit, fastest first.
-        result: What the search itself said.
-        seed: Of everything random.
-        out: The run folder.
-    """
-
-    target: Target
-    space: str
-    latency_model: LatencyModel
-    limits: Limits
-    latency_limit_ms: float
-    confidence: float | None
-    top: tuple[SubnetReport, ...]
-    pareto_front: tuple[SubnetReport, ...]
-    result: SearchResult
-    seed: int
-    out: Path | None = None
-
-    @property
-    def best(self) -> SubnetReport:
-        """The most accurate sub-network."""
-        return self.top[0]
-
-    def to_json(self) -> dict[str, Any]:
-        """The object of the contract, without ``schema_version``."""
-        model = self.latency_model
-        return {
-            "target": {
-                "name": self.target.name,
-                "device": model.device,
-                "batch_size": model.batch_size,
-                "runtime": model.runtime,
-                "latency_source": model.source,
-            },
-            "space": self.space,
-            "constraints": self.limits.to_json(),
-            "confidence": self.confidence,
-            "searched_latency_limit_ms": self.latency_limit_ms,
-            "best": self.best.to_json(),
-            "top": [subnet.to_json() for subnet in self.top],
-            "pareto_front": [subnet.to_json() for subnet in self.pareto_front],
-            "num_evaluations": self.result.num_evaluations,
-            "num_unique": self.result.num_unique,
-            "search_cpu_seconds": self.result.cpu_seconds,
-            "search_wall_seconds": self.result.wall_seconds,
-            "seed": self.seed,
-            "out": None if self.out is None else str(self.out),
-        }
+_MAX_EXPORT_RETRIES = 2
+_NEXT_TRY_RATIO = 0.95
 
 
 def search_subnet(
@@ -128,6 +51,7 @@ def search_subnet(
     target: Target,
     space: MobileNetV3Space,
     limits: Limits,
+    runtime: MeasurementRuntime | None = None,
     batch_size: int | None = None,
     effort: str = "standard",
     algorithm: str | None = None,
@@ -146,10 +70,14 @@ def search_subnet(
 ) -> SearchOutcome:
     """Find the most accurate sub-network that keeps the limits, and export it.
 
+    Where the target is this machine, what was found is measured, and the search is
+    repeated with another limit until the measured median meets the one asked for.
+
     Args:
-        target: The device and runtime.
+        target: The device.
         space: The search space.
         limits: What the sub-network must keep.
+        runtime: What runs networks on this machine; None: the target's own.
         batch_size: Samples in one forward pass; None: the target's default.
         effort: ``"fast"``, ``"standard"`` or ``"thorough"``.
         algorithm: One algorithm instead of the effort's mixture.
@@ -161,8 +89,7 @@ def search_subnet(
         fine_tuned: Report the accuracy expected after fine-tuning.
         confidence: Probability, above 0.5, that the true latency meets the
             limit, from the latency model's interval.
-        export: Write, verify and, where the target is this machine, measure
-            ONNX files in a run folder.
+        export: Write and verify ONNX files in a run folder.
         profile: Profile this machine first if it has no table yet.
         seed: Of everything random.
         out: The run folder; None: a new one below ``runs``, if exporting.
@@ -171,7 +98,10 @@ def search_subnet(
 
     Raises:
         ConfigError: An option is out of range or would have no effect.
-        InfeasibleConstraintError: No sub-network keeps the limits.
+        InfeasibleConstraintError: No sub-network keeps the limits, by the table or
+            by the clock.
+        UnstableMeasurementError: By the clock no network meets the limit that the
+            table says can be met.
         TargetUnavailableError: The target has no latencies here.
         LatencyTableError: The target's latencies do not fit the space.
         ExportParityError: An exported file differs from the network.
@@ -190,44 +120,116 @@ def search_subnet(
             f"the predictor of {space.name} knows no accuracy after fine-tuning",
             hint="leave out --fine-tuned, or use --space ofa-mbv3-w1.2",
         )
-    space = _predictable(space, predictor)
+    whole, space = space, _predictable(space, predictor)
+    if len(space.resolutions) < len(whole.resolutions):
+        progress(0, 0, f"searching at {_pixels(space)}, where accuracy can be predicted")
     predictor = _predictor_of(space)
-    model = latency_model_of(target, space, batch_size, profile=profile, progress=progress)
-    latency_limit_ms = _with_margin(limits.latency_ms, model, confidence)
-    costs = SpaceCosts(space=space, batch_size=model.batch_size, latency_model=model)
-    problem = SearchProblem(
-        space=space.search_space,
-        objective=predictor.predict_raw,
-        constraints=_constraints(costs, limits, latency_limit_ms),
-        costs=costs.statics(),
+    if target.is_local:
+        runtime = runtime or runtime_of(target)
+    elif runtime is not None:
+        raise ConfigError(
+            f"--runtime has no effect on target {target.name}, which is not this machine",
+            hint="leave out --runtime",
+        )
+    model = latency_model_of(
+        target, space, batch_size, runtime=runtime, profile=profile, progress=progress
     )
-    _require_reachable(problem, target, limits.latency_ms)
+    latency_limit_ms = confident_limit_ms = _with_margin(limits.latency_ms, model, confidence)
+    costs = SpaceCosts(space=space, batch_size=model.batch_size, latency_model=model)
+
+    def problem_at(latency_ms: float) -> SearchProblem:
+        return SearchProblem(
+            space=space.search_space,
+            objective=predictor.predict_raw,
+            constraints=_constraints(costs, limits, latency_ms),
+            costs=costs.statics(),
+        )
+
+    def search(latency_ms: float) -> SearchResult:
+        return run_search(
+            problem_at(latency_ms),
+            make_algorithm(effort=effort, algorithm=algorithm),
+            rng=np.random.default_rng(seed),
+            budget=SearchBudget(max_evaluations=max_evaluations, max_seconds=max_seconds),
+            num_best=max(top_k, MIN_MEASURED),
+            progress=lambda num, best: progress(num, max_evaluations or 0, "searching"),
+        )
+
+    def report(candidate: Candidate, timing: Timing | None = None) -> SubnetReport:
+        return SubnetReport(
+            config=candidate.config,
+            predicted_latency_ms=candidate.costs["latency_ms"],
+            measured_latency_ms=None if timing is None else timing.median_ms,
+            accuracy=accuracy_of(predictor, candidate.objective, fine_tuned=fine_tuned),
+            params=int(candidate.costs["params"]),
+            macs=int(candidate.costs["macs"]),
+        )
+
+    _require_reachable(problem_at(latency_limit_ms), space, target, limits.latency_ms, model)
     with ExitStack() as stack:
         folder = None
         if export or out is not None:
             asked = dict(settings or {})
             folder = stack.enter_context(run_folder("search", out, asked))
-        result = run_search(
-            problem,
-            make_algorithm(effort=effort, algorithm=algorithm),
-            rng=np.random.default_rng(seed),
-            budget=SearchBudget(max_evaluations=max_evaluations, max_seconds=max_seconds),
-            num_best=top_k,
-            progress=lambda num, best: progress(num, max_evaluations or 0, "searching"),
-        )
-
-        def report(candidate: Candidate) -> SubnetReport:
-            return SubnetReport(
-                config=candidate.config,
-                predicted_latency_ms=candidate.costs["latency_ms"],
-                accuracy=accuracy_of(predictor, candidate.objective, fine_tuned=fine_tuned),
-                params=int(candidate.costs["params"]),
-                macs=int(candidate.costs["macs"]),
+        plan = None
+        if export and folder is not None:
+            plan = ExportPlan(
+                target=target,
+                space=space,
+                batch_size=model.batch_size,
+                weights=weights,
+                seed=seed,
+                folder=folder,
             )
 
-        top = tuple(map(report, result.best))
-        if export and folder is not None:
-            top = _export(top, folder, target, space, model, weights, seed, progress)
+        def exported(found: tuple[SubnetReport, ...]) -> tuple[SubnetReport, ...]:
+            if plan is None:
+                return found[:top_k]
+            return export_networks(
+                found,
+                plan,
+                num_wanted=top_k,
+                runtime=runtime,
+                limit_ms=limits.latency_ms,
+                progress=progress,
+            )
+
+        attempts: list[Attempt] = []
+
+        def search_here(
+            here: MeasurementRuntime, first_limit_ms: float, tries_left: int
+        ) -> tuple[SearchResult, float, tuple[SubnetReport, ...]]:
+            done = search_by_the_clock(
+                search,
+                Clock(
+                    space=space,
+                    runtime=here,
+                    batch_size=model.batch_size,
+                    reference_s=_usual_reference_s(model),
+                ),
+                problem_at(first_limit_ms),
+                # Less the margin that a confidence needs: the median must leave room for it.
+                limit_ms=confident_limit_ms,
+                num_wanted=top_k,
+                progress=progress,
+            )
+            attempts.extend(done.attempts)
+            try:
+                top = exported(tuple(report(met.candidate, met.timing) for met in done.met))
+            except UnstableMeasurementError:
+                # The machine slowed down after the search: what is left must be faster.
+                if not tries_left:
+                    raise
+                return search_here(here, done.limit_ms * _NEXT_TRY_RATIO, tries_left - 1)
+            return done.result, done.limit_ms, top
+
+        if runtime is None:
+            result = search(latency_limit_ms)
+            top = exported(tuple(map(report, result.best[:top_k])))
+        else:
+            result, latency_limit_ms, top = search_here(
+                runtime, latency_limit_ms, _MAX_EXPORT_RETRIES
+            )
         outcome = SearchOutcome(
             target=target,
             space=space.name,
@@ -238,6 +240,7 @@ def search_subnet(
             top=top,
             pareto_front=tuple(map(report, result.pareto_front)),
             result=result,
+            attempts=tuple(attempts),
             seed=seed,
             out=folder,
         )
@@ -268,7 +271,7 @@ def _with_margin(latency_ms: float, model: LatencyModel, confidence: float | Non
     if confidence is None:
         return latency_ms
     if not 0.5 < confidence < 1.0:
-        raise ConfigError(f"confidence: wanted above 50% and below 100%, got {confidence:.6%}")
+        raise ConfigError(f"confidence: wanted above 50% and below 100%, got {100 * confidence:g}%")
     if model.interval_percent is None:
         raise ConfigError(
             f"confidence has no effect: the latencies of {model.device} state no interval",
@@ -279,23 +282,41 @@ def _with_margin(latency_ms: float, model: LatencyModel, confidence: float | Non
     return latency_ms / (1.0 + model.interval_percent / 100.0 * quantile)
 
 
-def _require_reachable(problem: SearchProblem, target: Target, asked_ms: float) -> None:
+def _usual_reference_s(model: LatencyModel) -> float | None:
+    return model.calibration.reference_s if isinstance(model, HostLatencyModel) else None
+
+
+def _require_reachable(
+    problem: SearchProblem,
+    space: MobileNetV3Space,
+    target: Target,
+    asked_ms: float,
+    model: LatencyModel,
+) -> None:
     """Refuse a latency below the fastest network's, before anything is written."""
     latency = problem.constraints[0]
     _, fastest_ms = minimize_cost(problem.space, latency.cost)
     if fastest_ms <= latency.limit:
         return
     margin = asked_ms / latency.limit
+    if target.is_local and margin == 1.0:
+        # What is returned must also meet the limit by the clock.
+        margin += (model.interval_percent or 0.0) / 100
     reachable_ms = math.ceil(fastest_ms * margin * 100) / 100
     wanted = f"{asked_ms:g} ms"
-    if margin > 1.0:
+    if asked_ms > latency.limit:
         wanted += f" with that confidence ({latency.limit:.4g} ms predicted)"
     raise InfeasibleConstraintError(
-        f"no sub-network of {problem.space.name} meets {wanted} on {target.name}: "
-        f"the fastest takes {fastest_ms:.4g} ms",
+        f"no sub-network of {problem.space.name} at {_pixels(space)} meets {wanted} on "
+        f"{target.name}: the fastest takes {fastest_ms:.4g} ms",
         fastest_latency_ms=fastest_ms,
         hint=f"--latency {reachable_ms:g}ms can be met",
     )
+
+
+def _pixels(space: MobileNetV3Space) -> str:
+    low, high = min(space.resolutions), max(space.resolutions)
+    return f"{low} px" if low == high else f"{low} to {high} px"
 
 
 def _constraints(
@@ -311,49 +332,3 @@ def _constraints(
             said = name.removesuffix("_bytes").replace("_", " ")
             constraints.append(Constraint(name=said, limit=limit, cost=getattr(costs, name)))
     return tuple(constraints)
-
-
-def _export(
-    top: Sequence[SubnetReport],
-    folder: Path,
-    target: Target,
-    space: MobileNetV3Space,
-    model: LatencyModel,
-    weights: Path | None,
-    seed: int,
-    progress: Progress,
-) -> tuple[SubnetReport, ...]:
-    """Write, verify and, where the target is this machine, measure the networks."""
-    # PyTorch takes seconds to load, and a search without export needs none of it.
-    from effdl.workflows.export import export_subnet
-
-    exported = []
-    for rank, subnet in enumerate(top, start=1):
-        progress(rank - 1, len(top), "exporting")
-        done = export_subnet(
-            space=space,
-            config=subnet.config,
-            weights=weights,
-            seed=seed,
-            out=folder / ("model.onnx" if rank == 1 else f"model-{rank}.onnx"),
-            target_info={
-                "target": target.name,
-                "batch_size": str(model.batch_size),
-                "predicted_latency_ms": f"{subnet.predicted_latency_ms:.6g}",
-            },
-        )
-        exported.append(
-            replace(subnet, onnx=done.path, weights=done.weights, parity=done.parity.to_json())
-        )
-    if target.is_local:
-        from effdl.targets.measure.onnxruntime import measure_models
-
-        progress(0, 0, "measuring the exported networks")
-        timings = measure_models(
-            [subnet.onnx for subnet in exported if subnet.onnx], batch_size=model.batch_size
-        )
-        exported = [
-            replace(subnet, measured_latency_ms=timing.median_ms)
-            for subnet, timing in zip(exported, timings, strict=True)
-        ]
-    return tuple(exported)

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from effdl.data.ofa_published import OFFICIAL_BINS, read_imagenet_top1, read_official_predictor
 from effdl.errors import ConfigError, CorruptFileError
+from effdl.export.threads import one_thread
 from effdl.models.mobilenet_v3.space import MobileNetV3Space, ofa_mbv3_w10, ofa_mbv3_w12
 from effdl.search.accuracy_predictor import AccuracyCalibration, PredictorInfo
 from effdl.search.cost import LookupCost
@@ -104,6 +106,9 @@ class TrainedPredictor:
     resumed: bool
 
 
+# Sums on another number of threads differ in their last bits, and the bytes with them.
+@one_thread()
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def train_published_predictors(
     data_dir: Path,
     out_dir: Path,

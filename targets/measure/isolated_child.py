@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from effdl.errors import ConfigError, EffdlError
 from effdl.targets.measure.isolated import Answer, Difference, NodeTime, Question, Ratio
 from effdl.targets.measure.onnxruntime import (
-    host_instruments,
+    OnnxRuntime,
     make_feeds,
     make_run,
     open_session,
     run_once,
 )
+from effdl.targets.sampler import HostSampler, Opener
 from effdl.targets.timing import (
     FINAL_PROTOCOL,
-    Opener,
     Protocol,
     Round,
     corrected_samples,
@@ -76,14 +76,14 @@ def _open(question: Question, index: int, **options: Any) -> "onnxruntime.Infere
 
 
 def _profile(question: Question) -> Answer:
-    instruments = host_instruments()
+    instruments = OnnxRuntime().instruments()
     instruments.reference()
     before = _resident_bytes()
     session = _open(question, 0)
     feeds = make_feeds(session, batch_size=question.batch_size)
     run = make_run(session, feeds)
     timings = measure_interleaved(
-        [lambda: run],
+        [lambda: HostSampler(run)],
         instruments=instruments,
         protocol=FINAL_PROTOCOL,
         budget_s=question.budget_s,
@@ -123,7 +123,7 @@ def _profile_nodes(question: Question, feeds: dict[str, NDArray[Any]]) -> tuple[
 
 
 def _compare(question: Question) -> Answer:
-    instruments = host_instruments()
+    instruments = OnnxRuntime().instruments()
     instruments.reference()
     before = _resident_bytes()
     sessions = [_open(question, 0), _open(question, 1)]
@@ -160,7 +160,7 @@ def _compare(question: Question) -> Answer:
 
 
 def _opener(session: "onnxruntime.InferenceSession", feed: dict[str, NDArray[Any]]) -> Opener:
-    return lambda: make_run(session, feed)
+    return lambda: HostSampler(make_run(session, feed))
 
 
 def _difference(first: list[NDArray[Any]], second: list[NDArray[Any]]) -> Difference:

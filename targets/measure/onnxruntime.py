@@ -1,8 +1,8 @@
 """Times ONNX models in ONNX Runtime on this machine's CPU."""
 
 import importlib
-from collections.abc import Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,15 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effdl.errors import ConfigError, CorruptFileError
+from effdl.targets.host import RuntimeBuild, describe_host, find_runtime
+from effdl.targets.sampler import HostSampler, Run
 from effdl.targets.timing import (
-    FINAL_PROTOCOL,
     Instruments,
-    Opener,
-    Progress,
-    Protocol,
-    Run,
-    Timing,
-    measure_interleaved,
 )
 
 if TYPE_CHECKING:
@@ -30,12 +25,11 @@ if TYPE_CHECKING:
 __all__ = [
     "NUM_THREADS",
     "PROVIDER",
+    "OnnxRuntime",
     "make_feeds",
     "make_run",
-    "host_instruments",
-    "measure_models",
-    "open_graph",
     "open_session",
+    "reference_model",
     "run_once",
 ]
 
@@ -44,7 +38,6 @@ NUM_THREADS = 1
 
 PROVIDER = "CPUExecutionProvider"
 
-_MAX_OPEN_MODELS = 16
 _REFERENCE_CHANNELS, _REFERENCE_SIZE = 96, 14
 
 
@@ -153,7 +146,11 @@ def make_feeds(
                 f"input {value.name!r} wanted one of {', '.join(_DTYPES)}, got {value.type}"
             )
         dtype = _DTYPES[value.type]
-        made = rng.standard_normal(shape) if dtype in _FLOATS else rng.integers(0, 2, size=shape)
+        made = (
+            rng.standard_normal(shape, dtype=np.float32)
+            if dtype in _FLOATS
+            else rng.integers(0, 2, size=shape)
+        )
         feeds[value.name] = np.ascontiguousarray(made, dtype=dtype)
     return feeds
 
@@ -196,19 +193,49 @@ def run_once(
         return [np.asarray(value) for value in session.run(None, feeds)]
 
 
-def open_graph(model: bytes, *, num_threads: int = NUM_THREADS) -> Run:
-    """Load a model of fixed sizes and bind made inputs to it."""
-    session = open_session(model, num_threads=num_threads)
-    return make_run(session, make_feeds(session))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxRuntime:
+    """ONNX Runtime on this machine's processor, as a `MeasurementRuntime`.
+
+    Attributes:
+        num_threads: Threads inside an operator.
+
+    Raises:
+        BackendUnavailableError: It is not installed.
+    """
+
+    num_threads: int = NUM_THREADS
+    build: RuntimeBuild = field(default_factory=find_runtime)
+    device: str = field(default_factory=lambda: describe_host().name)
+    device_fingerprint: str = field(default_factory=lambda: describe_host().fingerprint)
+    clock_policy: str = field(default_factory=lambda: describe_host().clock_policy)
+    dtype: str = "float32"
+    regime: str = ""
+
+    def open_model(self, model: bytes) -> HostSampler:
+        """`MeasurementRuntime.open_model`."""
+        session = open_session(model, num_threads=self.num_threads)
+        return HostSampler(make_run(session, make_feeds(session)))
+
+    def instruments(self) -> Instruments:
+        """`MeasurementRuntime.instruments`."""
+        return Instruments(reference=lambda: self.open_model(reference_model()))
 
 
 @cache
-def _reference_graph() -> bytes:
-    """A dense convolution that fits a second-level cache: arithmetic as in any network."""
+def reference_model(
+    *, batch_size: int = 1, channels: int = _REFERENCE_CHANNELS, size: int = _REFERENCE_SIZE
+) -> bytes:
+    """A dense 3x3 convolution: arithmetic as in any network.
+
+    Args:
+        batch_size: Images at once; as given here, one, all fits a second-level cache.
+        channels: Of input and output.
+        size: Height and width in pixels.
+    """
     from onnx import TensorProto, helper, numpy_helper
 
-    channels, size = _REFERENCE_CHANNELS, _REFERENCE_SIZE
-    shape = [1, channels, size, size]
+    shape = [batch_size, channels, size, size]
     weight = np.random.default_rng(0).standard_normal((channels, channels, 3, 3), dtype=np.float32)
     graph = helper.make_graph(
         [helper.make_node("Conv", ["input", "weight"], ["output"], pads=[1, 1, 1, 1])],
@@ -219,50 +246,3 @@ def _reference_graph() -> bytes:
     )
     opset = helper.make_opsetid("", 17)
     return helper.make_model(graph, ir_version=8, opset_imports=[opset]).SerializeToString()
-
-
-def host_instruments() -> Instruments:
-    """This machine's clock, with a convolution in this runtime as the reference kernel."""
-    return Instruments(reference=lambda: open_graph(_reference_graph()))
-
-
-def measure_models(
-    models: Sequence[bytes | Path],
-    *,
-    batch_size: int | None = None,
-    num_threads: int = NUM_THREADS,
-    protocol: Protocol = FINAL_PROTOCOL,
-    budget_s: float = 120.0,
-    progress: Progress | None = None,
-) -> list[Timing]:
-    """Time whole models against each other, with the protocol for final figures.
-
-    Args:
-        models: Serialised models, or paths of them; trusted, as they run in this
-            process.
-        batch_size: Size of a first dimension that is not fixed; None: 1.
-        num_threads: Threads inside an operator.
-        protocol: How carefully.
-        budget_s: Seconds after which no further round is begun.
-        progress: Called with (rounds of models done, at least to do, text).
-
-    Raises:
-        ConfigError: A model fixes another batch size than the one asked for.
-        CorruptFileError: A model cannot be run, or has sizes that are not fixed.
-    """
-
-    def opener(model: bytes | Path) -> Opener:
-        def opened() -> Run:
-            session = open_session(model, num_threads=num_threads)
-            return make_run(session, make_feeds(session, batch_size=batch_size))
-
-        return opened
-
-    return measure_interleaved(
-        [opener(model) for model in models],
-        instruments=host_instruments(),
-        protocol=protocol,
-        budget_s=budget_s,
-        max_open=_MAX_OPEN_MODELS,
-        progress=progress,
-    )

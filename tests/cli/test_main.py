@@ -98,9 +98,11 @@ def test_every_verb_exists_and_has_help(verb: str) -> None:
 def test_names_are_those_the_packages_know() -> None:
     from effdl.models.spaces import DEFAULT_SPACE, SPACES
     from effdl.search.presets import ALGORITHMS, EFFORTS
+    from effdl.workflows.runtimes import RUNTIMES
 
     assert set(names.SPACE_NAMES) == set(SPACES)
     assert names.DEFAULT_SPACE_NAME == DEFAULT_SPACE
+    assert set(names.RUNTIME_NAMES) == {name for known in RUNTIMES.values() for name in known}
     assert set(names.EFFORT_NAMES) == set(EFFORTS)
     assert set(names.ALGORITHM_NAMES) == set(ALGORITHMS)
 

@@ -1,4 +1,4 @@
-"""``effdl targets``: list, show and fit."""
+"""``effdl targets``: list, show, fit and suggest."""
 
 import csv
 import json
@@ -99,3 +99,80 @@ def test_fit_refuses(
     result = invoke("targets", "fit", name, "--measurements", bad)
     assert result.exit_code == code
     assert list(effdl_home.rglob("*.json")) == []
+
+
+def test_fit_says_which_resolutions_it_covers(
+    measurements: Path, tmp_path: Path, invoke: Invoke, invoke_json: InvokeJson
+) -> None:
+    done = invoke_json("targets", "fit", "mine", "--measurements", measurements)
+    assert set(done["resolutions"]) <= set(ofa_mbv3_w12().resolutions)
+    with measurements.open(newline="") as file:
+        rows = [row | {"resolution": "192"} for row in csv.DictReader(file)]
+    path = tmp_path / "one.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    result = invoke("targets", "fit", "one", "--measurements", path, "--format", "json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["resolutions"] == [192]
+    assert "note: measured at 192 px; latencies at other resolutions are extrap" in result.stderr
+
+
+def test_suggest_then_fit(
+    tmp_path: Path, invoke: Invoke, invoke_json: InvokeJson, documented_keys: Any
+) -> None:
+    path = tmp_path / "mine.csv"
+    done = invoke_json("targets", "suggest", "-n", 12, "-o", path, "--seed", 3)
+    assert set(done) == documented_keys("effdl targets suggest") | {"schema_version"}
+    assert done["path"] == str(path)
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["depth"] for row in rows] == [
+        "-".join(map(str, network["config"]["depth"])) for network in done["networks"]
+    ]
+    assert {network["onnx"] for network in done["networks"]} == {None}
+    result = invoke("targets", "fit", "mine", "--measurements", path)
+    assert result.exit_code == 7
+    assert "line 2, column latency_ms: still empty" in result.stderr
+    listed = invoke("targets", "suggest", "-n", 12, "--seed", 3, "--format", "csv").stdout
+    assert [row["depth"] for row in csv.DictReader(listed.splitlines())] == [
+        row["depth"] for row in rows
+    ]
+    space = ofa_mbv3_w12()
+    encoded = np.stack([space.search_space.encode(n["config"]) for n in done["networks"]])
+    macs = SpaceCosts(space=space, batch_size=1).macs(encoded)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(
+            row | {"latency_ms": 2 + m * 1e-8} for row, m in zip(rows, macs, strict=True)
+        )
+    assert invoke_json("targets", "fit", "mine", "--measurements", path)["num_samples"] == 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["-n", "1"], 2, "wanted 2 to 10000, got 1"),
+        (["-n", "many"], 2, "many"),
+        (["--resolution", "8"], 2, "wanted 32 to 2048 pixels, got 8"),
+        (["--space", "ofa-mbv3"], 2, "ofa-mbv3"),
+        (["--batch-size", "4"], 2, "--batch-size has no effect without --onnx"),
+        (["-o", "taken.csv"], 8, "taken.csv exists already"),
+    ],
+)
+def test_suggest_refuses(
+    arguments: list[str],
+    code: int,
+    message: str,
+    invoke: Invoke,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("taken.csv").write_text("")
+    result = invoke("targets", "suggest", *arguments)
+    assert result.exit_code == code
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from effdl.data.ofa_latency import read_measured_networks
+from effdl.data.ofa_latency import read_measured_networks, write_networks_to_measure
 from effdl.errors import CorruptFileError
+from effdl.search.space import SubnetConfig
 
 TEXT = """\
 index,kernel_size,expand_ratio,depth,resolution,a_ms,b_ms
@@ -46,3 +47,24 @@ def test_the_published_file(reference_data: Path) -> None:
     assert len(networks) == 4000
     assert networks[0].latencies_ms == (27.681561,)
     assert {network.config.ints("resolution")[0] for network in networks} == set(range(128, 225, 4))
+
+
+def test_networks_to_measure_are_read_once_they_are_filled_in(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    configs = [
+        SubnetConfig(
+            {"kernel_size": (7, 5), "expand_ratio": (6, 0), "depth": (1,), "resolution": r}
+        )
+        for r in (160, 224)
+    ]
+    write_networks_to_measure(path, configs, files=["a, b.onnx", "2.onnx"])
+    with pytest.raises(CorruptFileError, match="line 2, column latency_ms: still empty"):
+        read_measured_networks(path)
+    path.write_text(path.read_text().replace(",,", ",1.5,"))
+    networks = read_measured_networks(path)
+    assert [network.config["resolution"] for network in networks] == [160, 224]
+    assert [dict(network.config) for network in networks] == [
+        {"kernel_size": (7, 5), "expand_ratio": (6, 0), "depth": (1,), "resolution": r}
+        for r in (160, 224)
+    ]
+    assert {network.latencies_ms for network in networks} == {(1.5,)}

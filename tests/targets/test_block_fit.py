@@ -1,5 +1,6 @@
 """Fits: known coefficients are found again, noise and outliers do not spoil them."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from scipy.stats import rankdata
 from effdl.data.ofa_latency import read_measured_networks
 from effdl.errors import ConfigError
 from effdl.models.mobilenet_v3.space import ofa_mbv3_w12
-from effdl.targets.block_fit import Measurements, cross_validate, fit_best, fit_blocks
+from effdl.targets.block_fit import Measurements, fit_blocks
 from effdl.targets.block_model import BlockCoefficients, BlockKind, BlockModel, block_kind
+from effdl.targets.block_validation import cross_validate, fit_best
 from effdl.targets.target import shipped_tables_folder
 from effdl.workflows.build_reference_tables import GPU_COLUMNS
 from effdl.workflows.fit_target import measurements_of
@@ -107,7 +109,7 @@ def test_corrections_are_used_where_they_help() -> None:
     )
     latency_ms = measured.sum_over_slots(uneven.predict_op_ms(measured.ops))
     known, unknown = split(retimed(measured, latency_ms), 300)
-    fit, validation = fit_best(known)
+    fit, validation = fit_best(known, unknown.codes)
     assert fit.kinds
     assert set(fit.resolution_offset_ms) == {160, 192, 224}
     plain = errors_percent(fit_blocks(known), unknown).mean()
@@ -116,25 +118,30 @@ def test_corrections_are_used_where_they_help() -> None:
     assert validation.mape_percent == pytest.approx(corrected, rel=0.5)
 
 
-def test_cross_validation_is_honest_about_noise() -> None:
-    known, unknown = split(made_measurements(400), 60)
-    rng = np.random.default_rng(7)
-    noisy = retimed(known, known.latency_ms * np.exp(0.03 * rng.normal(size=60)))
-    fit, validation = fit_best(noisy)
-    assert not fit.kinds
-    # The mean absolute value of normal noise is 0.8 of its deviation.
-    assert 2.0 < validation.mape_percent < 4.0
-    fresh = unknown.latency_ms * np.exp(0.03 * rng.normal(size=len(unknown)))
-    predicted = unknown.sum_over_slots(fit.predict_op_ms(unknown.ops))
-    inside = np.abs(100 * (fresh / predicted - 1)) <= validation.interval_percent
-    assert inside.mean() > 0.9
-    assert 0.9 < validation.spearman <= 1.0
-
-
 def test_too_few_measurements() -> None:
     known, _ = split(made_measurements(400), 9)
-    with pytest.raises(ConfigError, match="at least 10, got 9"):
+    with pytest.raises(ConfigError, match=r"at least 10 different networks, got 9$"):
         fit_blocks(known)
+    repeated = known.take(np.arange(9).repeat(5))
+    with pytest.raises(ConfigError, match="at least 10 different networks, got 9 in 45 rows"):
+        fit_blocks(repeated)
+
+
+def test_a_clock_that_stands_still() -> None:
+    known, _ = split(made_measurements(400), 20)
+    with pytest.raises(ConfigError, match=r"all 20 networks have the same latency: .* 7 ms"):
+        fit_blocks(retimed(known, np.full(20, 7.0)))
+
+
+def test_repeats_count_once_at_their_median() -> None:
+    known, _ = split(made_measurements(400), 12)
+    rows = np.array([3, 0, 3, 5, 3, 0])
+    repeated = replace(
+        known, codes=known.codes[rows], latency_ms=np.array([1.0, 4.0, 9.0, 7.0, 2.0, 6.0])
+    )
+    merged = repeated.merge_repeats()
+    assert merged.latency_ms.tolist() == [2.0, 5.0, 7.0]
+    assert merged.codes.tolist() == known.codes[[3, 0, 5]].tolist()
 
 
 @cache

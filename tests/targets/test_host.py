@@ -1,12 +1,21 @@
 """This machine's description, from made and real system files."""
 
+import os
 import sys
 from dataclasses import replace
 
 import pytest
 
 from effdl.errors import BackendUnavailableError
-from effdl.targets.host import describe_host, find_runtime, grade_noise, read_noise
+from effdl.targets.host import (
+    busy_ticks,
+    describe_host,
+    find_runtime,
+    grade_noise,
+    idlest_core,
+    least_worked,
+    read_noise,
+)
 
 
 def test_fingerprint_is_stable_and_sees_every_field():
@@ -70,3 +79,30 @@ def test_noise_of_this_machine():
     noise = read_noise()
     assert noise.grade in "ABC"
     assert noise.load_per_core >= 0
+
+
+def test_ticks_of_each_core_from_a_recorded_text():
+    text = (
+        "cpu  30 0 12 900 8 0 2 0 0 0\n"
+        "cpu0 10 0 4 500 6 0 1 0 0 0\n"
+        "cpu1 20 0 8 400 2 0 1 3 0 0\n"
+        "intr 1234 5\n"
+    )
+    # User, nice, system, interrupts and what the host took; not idle, not waiting for a disk.
+    assert busy_ticks(text) == {0: 15, 1: 32}
+    assert busy_ticks("") == {}
+
+
+def test_the_least_worked_core_wins_and_of_equals_the_last():
+    before = {0: 100, 1: 5000, 2: 70}
+    assert least_worked({0, 1, 2}, before, {0: 110, 1: 5001, 2: 75}) == 1
+    assert least_worked({0, 2}, before, {0: 110, 1: 5001, 2: 75}) == 2
+    assert least_worked({0, 1, 2}, before, {0: 103, 1: 5003, 2: 73}) == 2
+    # Where the system tells nothing, it is as if nothing worked.
+    assert least_worked({0, 1}, {}, {}) == 1
+
+
+def test_the_idlest_core_is_one_of_those_allowed():
+    cores = os.sched_getaffinity(0)
+    assert idlest_core(cores) in cores
+    assert idlest_core({min(cores)}) == min(cores)

@@ -12,8 +12,9 @@ from effdl.targets.profiler import (
     profile_items,
     spread_indices,
 )
+from effdl.targets.sampler import HostSampler, Opener
 from effdl.targets.store import MeasurementStore, Setting
-from effdl.targets.timing import Instruments, Opener, Protocol, Run
+from effdl.targets.timing import Instruments, Protocol
 
 _SETTING = Setting(
     runtime="r", runtime_version="1", runtime_build="b", device="d",
@@ -35,16 +36,12 @@ class World:
                 raise KeyboardInterrupt
             self.now += seconds
 
-        def opened() -> Run:
-            return run
-
-        return opened
+        return lambda: HostSampler(run, clock=lambda: self.now, switches=lambda: 0)
 
     def instruments(self) -> Instruments:
         return Instruments(
             reference=self.work(0.001, counts=False),
             clock=lambda: self.now,
-            switches=lambda: 0,
         )
 
     def profile(self, store: MeasurementStore, num: int = 4):
@@ -67,8 +64,8 @@ def test_what_is_stored_is_not_measured_again(tmp_path: Path):
     assert second.num_cached == 4
     assert {k: second.timings[k] for k in first.timings} == first.timings
     assert second.timings["item 4"].p20_ms == pytest.approx(1000.0)
-    # Only the new item ran: three times to size a sample, then warm-up and two samples a round.
-    assert again.calls == 3 + 3 * 3
+    # Only the new item ran: once more to size a sample, then warm-up and two samples a round.
+    assert again.calls == 1 + 3 * 3
 
 
 def test_a_stopped_profile_goes_on_where_it_stopped(tmp_path: Path):
@@ -87,8 +84,8 @@ def test_a_stopped_profile_goes_on_where_it_stopped(tmp_path: Path):
         {k: t.p20_ms for k, t in wanted.timings.items()}
     )
     assert all(t.num_rounds == 3 for t in timings.values())
-    # Every item sizes its sample anew (three calls), and only the missing rounds are run.
-    assert resumed.calls == 4 * 3 + (4 * 3 - kept) * 3
+    # Every item sizes its sample anew (one more call), and only the missing rounds are run.
+    assert resumed.calls == 4 + (4 * 3 - kept) * 3
 
 
 def test_items_cut_short_by_the_budget_are_continued(tmp_path: Path):
@@ -122,8 +119,8 @@ def test_the_time_of_a_round_is_estimated_from_a_sample():
     world = World()
     openers = [world.work(0.01 * (1 + i % 3)) for i in range(300)]
     estimate = estimate_round_s(openers, _PROTOCOL, num_probes=30, clock=lambda: world.now)
-    # 300 items of 20 ms in the mean, each once to warm and twice to sample.
-    assert estimate == pytest.approx(300 * 0.02 * 3, rel=0.1)
+    # 300 items of 20 ms in the mean, each opened, warmed twice and sampled twice.
+    assert estimate == pytest.approx(300 * 0.02 * 4, rel=0.1)
     assert estimate_round_s([], _PROTOCOL) == 0.0
 
 

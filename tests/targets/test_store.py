@@ -1,15 +1,13 @@
 """The store: nothing acknowledged is lost, nothing foreign is found."""
 
 import os
-import signal
 import sqlite3
-import subprocess
-import sys
-import time
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from effdl.errors import CorruptFileError, OutputError
 from effdl.targets.store import MeasurementStore, Setting, default_store_path
@@ -68,6 +66,66 @@ def test_a_setting_that_differs_in_anything_is_a_miss(path: Path, field: str):
         assert store.read_timings(other) == {}
         assert store.read_rounds(other, ["a"]) == [[]]
         assert store.read_calibrations(other) == {}
+
+
+@st.composite
+def _settings_that_differ_in_one_field(draw: st.DrawFn) -> tuple[Setting, Setting]:
+    def value(name: str) -> st.SearchStrategy[object]:
+        numbers = st.integers(1, 2**31)
+        return numbers if isinstance(getattr(SETTING, name), int) else st.text(max_size=20)
+
+    names = [field.name for field in fields(Setting)]
+    one = replace(SETTING, **{name: draw(value(name)) for name in names})
+    name = draw(st.sampled_from(names))
+    other = draw(value(name).filter(lambda drawn: drawn != getattr(one, name)))
+    return one, replace(one, **{name: other})
+
+
+@given(pair=_settings_that_differ_in_one_field())
+def test_any_field_of_any_setting_decides(
+    pair: tuple[Setting, Setting], tmp_path_factory: pytest.TempPathFactory
+):
+    one, other = pair
+    assert one.describe() != other.describe()
+    path = tmp_path_factory.getbasetemp() / "any-field.sqlite"
+    with MeasurementStore(path) as store:
+        store._db.executescript("DELETE FROM timing; DELETE FROM round; DELETE FROM setting")
+    with MeasurementStore(path) as store:
+        store.write_timings(one, {"a": TIMING})
+        store.add_round(one, "a", ROUND)
+        assert store.read_timings(other) == {}
+        assert store.read_rounds(other, ["a"]) == [[]]
+        later = replace(TIMING, p20_ms=9.0)
+        store.write_timings(other, {"a": later})
+        assert store.read_timings(one) == {"a": TIMING}
+        assert store.read_timings(replace(other)) == {"a": later}
+
+
+def test_rounds_come_in_the_order_asked_for_and_measured(path: Path):
+    with MeasurementStore(path) as store:
+        for item in ("b", "a", "b"):
+            number = sum(map(len, store.read_rounds(SETTING, ["a", "b"])))
+            store.add_round(SETTING, item, replace(ROUND, reference_s=1.0 + number))
+        found = store.read_rounds(SETTING, ["b", "none", "a", "b"])
+        assert [[r.reference_s for r in rounds] for rounds in found] == [
+            [1.0, 3.0], [], [2.0], [1.0, 3.0],
+        ]  # fmt: skip
+        assert store.read_rounds(SETTING, []) == []
+
+
+def test_a_failed_write_of_several_timings_writes_none(path: Path):
+    with MeasurementStore(path) as store:
+        store.write_timings(SETTING, {"old": TIMING})
+        pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+        store._db.execute(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(OutputError, match="full"):
+            store.write_timings(SETTING, {f"item {i}": TIMING for i in range(10_000)})
+        # The store goes on where there is room again.
+        store._db.execute("PRAGMA max_page_count = 100000")
+        assert store.read_timings(SETTING) == {"old": TIMING}
+        store.write_timings(SETTING, {"new": TIMING})
+    with MeasurementStore(path) as store:
+        assert store.read_timings(SETTING) == {"old": TIMING, "new": TIMING}
 
 
 def test_later_figures_replace_earlier_ones(path: Path):
@@ -155,58 +213,3 @@ def test_the_users_folder_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.delenv("EFFDL_HOME")
     assert default_store_path().name == "measurements.sqlite"
     assert "effdl" in default_store_path().parts
-
-
-_WRITER = """
-import sys
-from pathlib import Path
-from effdl.targets.store import MeasurementStore, Setting
-from effdl.targets.timing import Round
-setting = Setting(runtime="r", runtime_version="1", runtime_build="b", device="d",
-                  num_threads=1, batch_size=1, protocol="table")
-with MeasurementStore(Path(sys.argv[1])) as store:
-    for i in range(int(sys.argv[3])):
-        store.add_round(setting, f"{sys.argv[2]} {i}",
-                        Round(seconds=(float(i),), interrupted=(False,), reference_s=1.0))
-        sys.stdout.write(f"{i}\\n")
-        sys.stdout.flush()
-"""
-_WRITER_SETTING = Setting(
-    runtime="r", runtime_version="1", runtime_build="b", device="d",
-    num_threads=1, batch_size=1, protocol="table",
-)  # fmt: skip
-
-
-def _start_writer(path: Path, name: str, num: int) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", _WRITER, str(path), name, str(num)],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system cannot kill")
-def test_a_killed_writer_loses_nothing_it_acknowledged(path: Path):
-    for trial in range(3):
-        writer = _start_writer(path, f"trial {trial}", 1_000_000)
-        assert writer.stdout is not None
-        writer.stdout.readline()
-        time.sleep(0.05 * (trial + 1))
-        writer.kill()
-        acknowledged = [0, *(int(line) for line in writer.stdout.read().split("\n")[:-1])]
-        writer.stdout.close()
-        writer.wait()
-        keys = [f"trial {trial} {i}" for i in acknowledged]
-        with MeasurementStore(path) as store:
-            found = store.read_rounds(_WRITER_SETTING, keys)
-        assert [rounds[0].seconds[0] for rounds in found] == acknowledged
-
-
-def test_several_writers_lose_nothing(path: Path):
-    writers = [_start_writer(path, f"writer {w}", 200) for w in range(3)]
-    for writer in writers:
-        output, _ = writer.communicate(timeout=60)
-        assert output.split()[-1] == "199"
-    with MeasurementStore(path) as store:
-        keys = [f"writer {w} {i}" for w in range(3) for i in range(200)]
-        assert all(len(rounds) == 1 for rounds in store.read_rounds(_WRITER_SETTING, keys))

@@ -44,7 +44,7 @@ def write_descriptor(folder: Path, text: str, name: str = "mine") -> Path:
 
 def test_the_documented_targets_ship() -> None:
     measured = {"mobile-note10", "gpu-titan-rtx", "gpu-v100", "gpu-2080ti", "gpu-titan-xp"}
-    measured |= {"cpu", "cpu-xeon-amx"}
+    measured |= {"cpu", "cuda", "cpu-xeon-amx"}
     assert set(list_targets()) == measured | set(ESTIMATED)
     for name in list_targets():
         assert load_target(name).name == name

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from effdl.targets.sampler import HostSampler, Opener
 from effdl.targets.timing import (
     Instruments,
-    Opener,
     Protocol,
     Round,
     measure_interleaved,
@@ -31,7 +31,7 @@ class World:
     opened: list[str] = field(default_factory=list)
 
     def work(self, name: str, seconds: float | Callable[[], float]) -> Opener:
-        def opener() -> Callable[[], None]:
+        def opener() -> HostSampler:
             self.opened.append(name)
 
             def run() -> None:
@@ -39,7 +39,7 @@ class World:
                 took = seconds() if callable(seconds) else seconds
                 self.now += took * self.slowness(self.now)
 
-            return run
+            return HostSampler(run, clock=lambda: self.now, switches=lambda: self.switches)
 
         return opener
 
@@ -47,7 +47,6 @@ class World:
         return Instruments(
             reference=self.work("reference", 1e-4),
             clock=lambda: self.now,
-            switches=lambda: self.switches,
         )
 
 
@@ -175,8 +174,8 @@ def test_short_work_is_repeated_within_a_sample():
         [world.work("tiny", 10e-6)], instruments=world.instruments(), protocol=protocol
     )
     assert timing.p20_ms == pytest.approx(0.010)
-    # Three calls to find out how many a sample needs, then one to warm and 3 x 5 a round.
-    assert world.calls.count("tiny") == 3 + 2 * (1 + 3 * 5)
+    # One more call to find out how many a sample needs, then one to warm and 3 x 5 a round.
+    assert world.calls.count("tiny") == 1 + 2 * (1 + 3 * 5)
 
 
 def test_the_budget_ends_it_and_every_item_has_a_round():

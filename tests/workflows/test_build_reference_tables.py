@@ -16,7 +16,9 @@ from effdl.workflows.build_reference_tables import build_reference_tables
 def test_building_them_again_gives_the_shipped_files(reference_data: Path, tmp_path: Path) -> None:
     made = build_reference_tables(reference_data / "ofa", folder=tmp_path)
     shipped = shipped_tables_folder()
-    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in shipped.iterdir()}
+    # Tables measured on machines of our own are not made from published data.
+    published = {path.name for path in shipped.iterdir() if not path.name.startswith("cpu-")}
+    assert {path.name for path in tmp_path.iterdir()} == published
     assert made.phone_table.read_bytes() == (shipped / made.phone_table.name).read_bytes()
     ops = [op for slot in ofa_mbv3_w12().slots for op in slot.ops]
     for path in shipped.glob("*.json"):

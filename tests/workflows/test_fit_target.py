@@ -101,6 +101,43 @@ def test_the_first_rows_only_and_other_resolutions(tmp_path: Path) -> None:
         fit_target("my-gpu", path, ofa_mbv3_w12(), num_samples=27)
 
 
+def test_repeated_rows_count_once(measurements: Path) -> None:
+    with measurements.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    once = fit_target("once", measurements, ofa_mbv3_w12())
+    again = fit_target("again", write_csv(measurements, [*rows, *rows[:12]]), ofa_mbv3_w12())
+    assert (once.num_samples, again.num_samples) == (30, 30)
+    assert again.interval_percent == once.interval_percent
+    few = write_csv(measurements, rows[:4] * 8)
+    with pytest.raises(ConfigError, match="at least 10 different networks, got 4 in 32 rows"):
+        fit_target("few", few, ofa_mbv3_w12())
+
+
+def test_ten_networks_at_one_resolution(tmp_path: Path) -> None:
+    space = ofa_mbv3_w12().with_resolutions((192,))
+    rows = [as_row(c, true_latency_ms(space, c)) for c in random_configs(space, 10, seed=4)]
+    done = fit_target("mine", write_csv(tmp_path / "m.csv", rows), ofa_mbv3_w12())
+    assert (done.num_samples, done.resolutions) == (10, (192,))
+    assert BlockModel.read(done.path).interval_percent == done.interval_percent
+    with pytest.raises(ConfigError, match="at least 10 different networks, got 9"):
+        fit_target("mine", write_csv(tmp_path / "m.csv", rows[:9]), ofa_mbv3_w12())
+
+
+def test_latencies_that_have_nothing_to_do_with_the_networks(
+    measurements: Path, effdl_home: Path
+) -> None:
+    with measurements.open(newline="") as file:
+        rows = list(csv.DictReader(file))[:12]
+    same = [row | {"latency_ms": "3.5"} for row in rows]
+    with pytest.raises(ConfigError, match="all 12 networks have the same latency"):
+        fit_target("mine", write_csv(measurements, same), ofa_mbv3_w12())
+    exponents = np.random.default_rng(0).normal(scale=4, size=12)
+    wild = [row | {"latency_ms": f"{10.0**e:.6g}"} for row, e in zip(rows, exponents, strict=True)]
+    with pytest.raises(ConfigError, match="do not follow from the networks"):
+        fit_target("mine", write_csv(measurements, wild), ofa_mbv3_w12())
+    assert not (effdl_home / "targets").exists()
+
+
 def test_a_second_batch_size_joins_the_first(measurements: Path) -> None:
     for batch_size in (8, 16, 8):
         fit_target("my-gpu", measurements, ofa_mbv3_w12(), batch_size=batch_size)
@@ -183,3 +220,16 @@ def test_files_that_cannot_be_read_or_written(
     with pytest.raises(OutputError, match="cannot write"):
         fit_target("my-gpu", measurements, ofa_mbv3_w12())
     assert "my-gpu" not in list_targets()
+
+
+def test_latencies_of_other_rows_are_refused(tmp_path: Path) -> None:
+    space = ofa_mbv3_w12()
+    configs = random_configs(space, 20, seed=3)
+    latencies = sorted(true_latency_ms(space, config) for config in configs)
+    configs.sort(key=lambda config: true_latency_ms(space, config))
+    # The slowest network is said to be the fastest, and so on.
+    mixed = [as_row(c, ms) for c, ms in zip(configs, reversed(latencies), strict=True)]
+    path = write_csv(tmp_path / "mixed.csv", mixed)
+    with pytest.raises(ConfigError, match="do not follow the networks"):
+        fit_target("mixed", path, space)
+    assert "mixed" not in list_targets()

@@ -3,11 +3,15 @@
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from effdl import load_space, load_target
-from effdl.errors import CorruptFileError
+from effdl.errors import CorruptFileError, MissingEntryError
+from effdl.targets.latency_model import load_latency_model, table_path
+from effdl.targets.latency_table import LatencyTable
+from effdl.targets.target import Target, user_targets_folder, write_target
 from effdl.workflows.predict import predict_subnets, read_configs
 
 SMALLEST = {"kernel_size": [3] * 20, "expand_ratio": [3] * 20, "depth": [2] * 5, "resolution": 160}
@@ -75,3 +79,29 @@ def test_malformed_files_are_refused(tmp_path: Path, text: str, said: str) -> No
     with pytest.raises(CorruptFileError) as caught:
         read_configs(path, load_space("ofa-mbv3-w1.2"))
     assert said in str(caught.value)
+
+
+def test_a_table_need_not_cover_resolutions_that_are_not_asked_for() -> None:
+    """The note10's shipped rows at 224 pixels alone, as another target's table."""
+    space, note10 = load_space("ofa-mbv3-w1.2"), load_latency_model(load_target("mobile"))
+    assert isinstance(note10, LatencyTable)
+    rows = tuple(e for e in note10.entries if e.resolution in (None, 224))
+    header = msgspec.structs.replace(note10.header, target="part")
+    part = Target(
+        name="part", device="a phone", kind="phone", runtime="TF-Lite", description="Part of one."
+    )
+    folder = user_targets_folder()
+    LatencyTable(header=header, entries=rows).write(
+        table_path(folder, "part", note10.batch_size, fitted=False)
+    )
+    write_target(folder, part)
+    asked = space.search_space.encode({**SMALLEST, "resolution": 224})[None]
+    (found,) = predict_subnets(space=space, population=asked, target=part).predictions
+    (wanted,) = predict_subnets(
+        space=space, population=asked, target=load_target("mobile")
+    ).predictions
+    assert found.subnet.predicted_latency_ms == wanted.subnet.predicted_latency_ms
+    with pytest.raises(MissingEntryError):
+        predict_subnets(
+            space=space, population=space.search_space.encode(SMALLEST)[None], target=part
+        )

@@ -7,8 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from effdl.distributed.executor import SerialExecutor
+from effdl.distributed.local_processes import LocalProcessExecutor
 from effdl.errors import ConfigError, TargetUnavailableError, UnstableMeasurementError
 from effdl.models.mobilenet_v3.space import MobileNetV3Space, UnitSpec, ofa_mbv3_w12
+from effdl.targets.measure.onnxruntime import OnnxRuntime
+from effdl.targets.measure.torch_runtime import TorchRuntime
 from effdl.targets.store import MeasurementStore, default_store_path
 from effdl.targets.target import Target, load_target
 from effdl.targets.timing import QUICK_PROTOCOL
@@ -165,11 +169,13 @@ def test_a_small_budget_plans_fewer_resolutions():
     def plan(budget_s: float):
         return plan_profile(
             space,
+            runtime=OnnxRuntime(),
             batch_size=1,
             protocol=QUICK_PROTOCOL,
             budget_s=budget_s,
             num_networks=16,
             done={},
+            rounds={},
             seed=0,
         )
 
@@ -195,3 +201,47 @@ def test_only_this_machine_can_be_profiled():
 def test_numbers_out_of_range(batch_size: int, budget_s: float):
     with pytest.raises(ConfigError, match="batch size of at least 1"):
         profile_space(load_target("cpu"), _TINY, batch_size=batch_size, budget_s=budget_s)
+
+
+def test_workers_fill_the_same_store(tmp_path: Path):
+    store_path = tmp_path / "measurements.sqlite"
+    with LocalProcessExecutor(1, timeout_s=120) as executor:
+        done = profile_space(
+            load_target("cpu"),
+            _TINY,
+            executor=executor,
+            quick=True,
+            budget_s=20.0,
+            store_path=store_path,
+        )
+    assert done.num_measured == done.num_entries == len(distinct_ops(_TINY))
+    assert done.calibration is not None
+    # What workers measured is found by a search of this machine: same device, same build.
+    model = load_host_latency_model(_TINY, store_path=store_path)
+    assert model is not None
+    assert (np.array(list(model.op_ms.values())) > 0).all()
+    again = profile_space(load_target("cpu"), _TINY, quick=True, store_path=store_path)
+    assert again.num_measured == 0
+
+
+def test_workers_measure_with_one_runtime_only(tmp_path: Path):
+    runtime = TorchRuntime()
+    with SerialExecutor() as executor, pytest.raises(ConfigError, match="workers measure with"):
+        profile_space(
+            load_target("cpu"),
+            _TINY,
+            runtime=runtime,
+            executor=executor,
+            quick=True,
+            budget_s=5.0,
+            store_path=tmp_path / "measurements.sqlite",
+        )
+
+
+def test_a_profile_cut_short_says_so(tmp_path: Path):
+    path, target = tmp_path / "measurements.sqlite", load_target("cpu")
+    cut = profile_space(target, _TINY, quick=True, budget_s=0.3, store_path=path)
+    assert cut.num_partial > 0
+    whole = profile_space(target, _TINY, quick=True, budget_s=60.0, store_path=path)
+    assert whole.num_partial == 0
+    assert profile_space(target, _TINY, quick=True, store_path=path).num_partial == 0

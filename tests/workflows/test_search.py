@@ -10,7 +10,8 @@ from effdl import load_space, load_target
 from effdl.errors import ConfigError, InfeasibleConstraintError, OutputError
 from effdl.workflows.costs import SpaceCosts
 from effdl.workflows.predict import predict_subnets
-from effdl.workflows.search import Limits, SearchOutcome, search_subnet
+from effdl.workflows.search import search_subnet
+from effdl.workflows.search_outcome import Limits, SearchOutcome
 
 W12 = load_space("ofa-mbv3-w1.2")
 

@@ -8,14 +8,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from effdl.errors import ConfigError, CorruptFileError
 from effdl.targets.measure.onnxruntime import (
-    host_instruments,
+    OnnxRuntime,
     make_feeds,
     make_run,
-    measure_models,
-    open_graph,
     open_session,
     run_once,
 )
+from effdl.targets.measure.runtime import measure_on
 from effdl.targets.timing import Protocol, measure_interleaved
 
 _BRIEF = Protocol(name="brief", min_rounds=3, max_rounds=3, samples_per_round=5, min_span_s=0.0)
@@ -95,22 +94,16 @@ def test_damaged_models_are_refused(tmp_path: Path):
 def test_more_work_takes_longer():
     """64 x the arithmetic; five times the time is asserted."""
     small, large = graph(1, 64, 8, 8, channels=64), graph(1, 64, 64, 64, channels=64)
-    fast, slow = measure_models([small, large], protocol=_BRIEF)
+    fast, slow = measure_on(OnnxRuntime(), [small, large], protocol=_BRIEF)
     assert 0 < fast.p20_ms < slow.p20_ms / 5
     assert fast.p20_ms <= fast.median_ms <= fast.p95_ms
 
 
-def test_files_and_bytes_are_measured_alike(tmp_path: Path):
-    path = tmp_path / "model.onnx"
-    path.write_bytes(graph("N", 8, 16, 16))
-    timings = measure_models([path, graph(4, 8, 16, 16)], batch_size=4, protocol=_BRIEF)
-    assert [t.num_rounds for t in timings] == [3, 3]
-    assert all(np.isfinite(t.p20_ms) and t.p20_ms > 0 for t in timings)
-
-
 def test_the_reference_kernel_runs():
-    instruments = host_instruments()
+    runtime = OnnxRuntime()
     (timing,) = measure_interleaved(
-        [lambda: open_graph(graph(1, 8, 4, 4))], instruments=instruments, protocol=_BRIEF
+        [lambda: runtime.open_model(graph(1, 8, 4, 4))],
+        instruments=runtime.instruments(),
+        protocol=_BRIEF,
     )
     assert 0 < timing.reference_s < 1
