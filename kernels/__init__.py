@@ -1,1 +1,1 @@
-"""Operators with kernels of their own, one folder each; this version has none yet."""
+"""Operators with kernels of their own, one folder each."""

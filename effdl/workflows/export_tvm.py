@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from effdl.compilers import TVM_VERSION
 from effdl.export.threads import one_thread
 from effdl.export.tvm_export import BATCH_SIZE, TvmParity, export_tvm
 from effdl.files import require_writable, write_atomically
 from effdl.models.mobilenet_v3.space import MobileNetV3Space
 from effdl.search.space import SubnetConfig
-from effdl.targets.measure.tvm_target import TVM_VERSION, TvmTarget, find_linker, find_tvm
+from effdl.targets.measure.tvm_target import TvmTarget, find_linker, find_tvm
 from effdl.workflows.export import ExportedSubnet, build_network, export_subnet
 
 __all__ = ["ExportedLibrary", "export_tvm_subnet"]
@@ -97,6 +98,7 @@ def export_tvm_subnet(
         ExportParityError: The library does not compute what the network computes.
         OutputError: A file cannot be written.
     """
+    space.search_space.encode(config)
     find_tvm()
     find_linker(target.triple)
     require_writable(out)

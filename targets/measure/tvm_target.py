@@ -1,32 +1,24 @@
 """What TVM compiles for, and the tools that must be here for it. Imports no TVM."""
 
-import importlib.metadata
 import importlib.util
 import platform
 import shutil
 import sys
 from dataclasses import dataclass
-from functools import cache
 
+from effdl.compilers import check_tvm
 from effdl.errors import BackendUnavailableError, UnknownNameError
 from effdl.targets.host import RuntimeBuild, find_runtime
 
 __all__ = [
     "GLIBC_VERSION",
-    "INSTALL_TVM",
     "TRIPLES",
-    "TVM_FFI_VERSION",
-    "TVM_VERSION",
     "TvmTarget",
     "find_linker",
     "find_tvm",
     "host_triple",
 ]
 
-TVM_VERSION = "0.27.0.post1"
-# Newer builds of this package crash TVM 0.27 in places.
-TVM_FFI_VERSION = "0.1.14.post1"
-INSTALL_TVM = f"pip install apache-tvm=={TVM_VERSION} apache-tvm-ffi=={TVM_FFI_VERSION}"
 # The C library that TVM's own aarch64 runtime asks of a board.
 GLIBC_VERSION = "2.28"
 
@@ -80,7 +72,6 @@ def host_triple() -> str | None:
     return triple if sys.platform == "linux" and triple in TRIPLES else None
 
 
-@cache
 def find_tvm() -> RuntimeBuild:
     """The installed TVM, without importing it.
 
@@ -88,18 +79,8 @@ def find_tvm() -> RuntimeBuild:
         BackendUnavailableError: It is not installed, or with a companion that makes
             it crash.
     """
-    try:
-        build = find_runtime("apache-tvm")
-        ffi_version = importlib.metadata.version("apache-tvm-ffi")
-    except (BackendUnavailableError, importlib.metadata.PackageNotFoundError):
-        raise BackendUnavailableError("TVM is not installed", hint=INSTALL_TVM) from None
-    if (build.version, ffi_version) != (TVM_VERSION, TVM_FFI_VERSION):
-        raise BackendUnavailableError(
-            f"TVM wanted apache-tvm {TVM_VERSION} with apache-tvm-ffi {TVM_FFI_VERSION}, "
-            f"got {build.version} with {ffi_version}",
-            hint=INSTALL_TVM,
-        )
-    return build
+    check_tvm()
+    return find_runtime("apache-tvm")
 
 
 def find_linker(triple: str, *, cpp: bool = False) -> tuple[str, ...]:

@@ -1,0 +1,107 @@
+"""Compiling TVM's functions for this machine, and calling them on PyTorch's tensors.
+
+Kernels are compiled in the process when first called (tens of milliseconds each) with
+the schedules that stand in their files: nothing is tuned or downloaded. A kernel runs
+on as many threads as PyTorch does.
+
+TVM puts a constant-size buffer of up to 1024 bytes on the stack, and LLVM takes it from
+there into registers; a larger one comes from TVM's workspace and every access stays in
+memory. So a tile's sums stand in buffers of at most 16 vectors of 64 bytes each.
+"""
+
+import os
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import torch
+
+from effdl.compilers import check_tvm
+
+__all__ = ["CompiledModule", "compile_module", "has_vnni", "host_processor", "host_target"]
+
+
+@cache
+def _tvm() -> Any:
+    check_tvm()
+    # Read once, when TVM's pool of threads starts; `_use_threads` can only lower it.
+    os.environ.setdefault("TVM_NUM_THREADS", str(os.cpu_count() or 1))
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
+    import tvm
+
+    return tvm
+
+
+@cache
+def host_processor() -> str:
+    """This machine's processor as LLVM calls it, such as ``"znver5"``."""
+    return str(_tvm().get_global_func("target.llvm_get_system_cpu")())
+
+
+@cache
+def host_target() -> Any:
+    """TVM's target for this machine's processor."""
+    return _tvm().target.Target({"kind": "llvm", "mcpu": host_processor()})
+
+
+@cache
+def has_vnni() -> bool:
+    """Whether this machine multiplies bytes in 512-bit registers (AVX512-VNNI and VBMI)."""
+    has = _tvm().get_global_func("target.llvm_cpu_has_feature")
+    return all(has(feature, host_target()) for feature in ("avx512vnni", "avx512vbmi"))
+
+
+@cache
+def _threads() -> tuple[Any, list[int]]:
+    return _tvm().get_global_func("runtime.config_threadpool"), [0]
+
+
+def _use_threads(num_threads: int) -> None:
+    configure, current = _threads()
+    if current[0] != num_threads:
+        configure(1, num_threads)
+        current[0] = num_threads
+
+
+class CompiledModule:
+    """Compiled functions by name.
+
+    Arguments are contiguous CPU tensors: TVM reads and writes their memory directly
+    and refuses other shapes and types. It does not check alignment: functions that
+    take tensors of PyTorch declare their buffers with the alignment of one element.
+    """
+
+    def __init__(self, library: Any) -> None:
+        self._library = library
+        self._functions: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        function = self._functions.get(name)
+        if function is None:
+            function = self._functions[name] = self._library[name]
+        return function
+
+    def call(self, name: str, *tensors: torch.Tensor) -> None:
+        """Run a function on as many threads as PyTorch uses now."""
+        _use_threads(torch.get_num_threads())
+        self[name](*tensors)
+
+    def source(self, kind: str = "asm") -> str:
+        """The assembly (``"asm"``) or LLVM code (``"ll"``) of the functions."""
+        return str(self._library.mod.inspect_source(kind))
+
+
+def compile_module(functions: Mapping[str, Any], *, target: Any = None) -> CompiledModule:
+    """Compile TensorIR functions.
+
+    Args:
+        functions: TensorIR functions by name.
+        target: A TVM target; None: this machine.
+
+    Raises:
+        BackendUnavailableError: TVM is not installed.
+    """
+    tvm = _tvm()
+    named = {name: f.with_attr("global_symbol", name) for name, f in functions.items()}
+    library = tvm.compile(tvm.IRModule(named), target=target or host_target())
+    return CompiledModule(library)
