@@ -16,11 +16,10 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from effdl.compilers import TVM_FFI_VERSION, TVM_VERSION
 from effdl.errors import BackendUnavailableError, EffdlError, OutputError
 from effdl.targets.measure.tvm_target import (
     TRIPLES,
-    TVM_FFI_VERSION,
-    TVM_VERSION,
     TvmTarget,
     find_linker,
     find_tvm,

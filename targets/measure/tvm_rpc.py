@@ -18,11 +18,12 @@ import onnx
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
+from effdl.compilers import TVM_VERSION
 from effdl.errors import ConfigError, CorruptFileError, TargetUnavailableError
 from effdl.targets.host import RuntimeBuild
 from effdl.targets.measure.onnxruntime import reference_model
 from effdl.targets.measure.rpc_board import Board, BoardDescription
-from effdl.targets.measure.tvm_target import TVM_VERSION, TvmTarget, find_tvm
+from effdl.targets.measure.tvm_target import TvmTarget, find_tvm
 from effdl.targets.measure.tvm_worker import Connect, Load, Time, TvmWorker
 from effdl.targets.sampler import Samples
 from effdl.targets.timing import Instruments
