@@ -93,7 +93,7 @@ def test_a_task_that_hangs_times_out(cluster: Any, make, tmp_path: Path) -> None
         pytest.raises(WorkerLostError, match=r"within 0.5 s"),
     ):
         executor.run([make("hog", log=tmp_path / "log")])
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 60
 
 
 def test_a_cluster_of_our_own_listens_on_this_machine_only(dask: DaskExecutor, make) -> None:

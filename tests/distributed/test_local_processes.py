@@ -108,7 +108,7 @@ def test_a_task_that_hangs_times_out(local, make, tmp_path: Path, name: str) -> 
         local(timeout_s=0.5).run(
             [hanging, make("nothing", number=2)], record=lambda task, result: kept.append(result)
         )
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 60
     assert kept == [b"2"]
 
 

@@ -127,7 +127,7 @@ def test_tracker_without_a_free_board_is_not_waited_for() -> None:
     with tracker(serve) as address:
         with pytest.raises(TargetUnavailableError, match="no free board 'pi' within") as error:
             Board(address=address, tracker=True, key="pi").find(0.3)
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 30
     assert error.value.hint is not None
     assert "query_rpc_tracker" in error.value.hint
 

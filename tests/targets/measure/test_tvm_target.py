@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from effdl import compilers
 from effdl.errors import BackendUnavailableError, UnknownNameError
 from effdl.targets.measure import tvm_target
 from effdl.targets.measure.tvm_target import TvmTarget, find_linker, find_tvm, host_triple
@@ -126,12 +127,12 @@ def test_wrong_tvm_names_the_command(
 
     monkeypatch.setattr(importlib.metadata, "distribution", Installed)
     monkeypatch.setattr(importlib.metadata, "version", lambda name: Installed(name).version)
-    tvm_target.find_tvm.cache_clear()
+    compilers.check_tvm.cache_clear()
     tvm_target.find_runtime.cache_clear()
     try:
         with pytest.raises(BackendUnavailableError, match=said) as error:
             find_tvm()
     finally:
-        tvm_target.find_tvm.cache_clear()
+        compilers.check_tvm.cache_clear()
         tvm_target.find_runtime.cache_clear()
     assert error.value.hint == ("pip install apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.14.post1")
