@@ -245,11 +245,11 @@ def test_stock_server_through_a_tracker(
     stock_tracker: Board, native_triple: str, block_model: bytes
 ) -> None:
     target = TvmTarget(triple=native_triple)
-    with TvmRpcRuntime(stock_tracker, target=target, limit_s=30) as runtime:
+    with TvmRpcRuntime(stock_tracker, target=target, limit_s=120) as runtime:
         assert runtime.device == "this one"
         model = runtime.open_model(block_model)
         (got,) = model.run([images(0)])
         assert largest_error(block_model, got, images(0)) <= 1e-5
         assert len(model.sample(3, 0.0).seconds) == 3
     with pytest.raises(ConfigError, match="says nothing of itself"):
-        TvmRpcRuntime(replace(stock_tracker, device=""), target=target, limit_s=30)
+        TvmRpcRuntime(replace(stock_tracker, device=""), target=target, limit_s=120)
