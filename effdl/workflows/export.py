@@ -147,10 +147,10 @@ def require_supported(*, precision: str, container: str) -> None:
     """Refuse what cannot be exported yet, instead of exporting something else.
 
     Raises:
-        ConfigError: The precision is not ``fp32``, or the container neither ``onnx`` nor
-            ``tvm``.
+        ConfigError: The precision is neither ``fp32`` nor ``int8``, the container neither
+            ``onnx`` nor ``tvm``, or they do not go together.
     """
-    known = (("precision", ("fp32",), precision), ("format", ("onnx", "tvm"), container))
+    known = (("precision", ("fp32", "int8"), precision), ("format", ("onnx", "tvm"), container))
     for what, wanted, got in known:
         if got not in wanted:
             raise ConfigError(
@@ -158,6 +158,11 @@ def require_supported(*, precision: str, container: str) -> None:
                 f"{' or '.join(map(repr, wanted))}",
                 hint=f"leave the option out to export {wanted[0]}",
             )
+    if (precision, container) == ("int8", "tvm"):
+        raise ConfigError(
+            "export to precision 'int8' in format 'tvm' is not available in this version",
+            hint="--precision int8 with --to onnx, or --to tvm in fp32",
+        )
 
 
 def _move(source: Path, destination: Path) -> None:

@@ -300,7 +300,7 @@ def test_export_writes_the_run_again(
         ('{"a": NaN}', (), 7),
         ("[" * 100_000, (), 7),
         ('{"kernel_size": [3]}', ("--rank", "2"), 2),
-        ('{"kernel_size": [3]}', ("--precision", "int8"), 2),
+        ('{"kernel_size": [3]}', ("--precision", "int4"), 2),
         ('{"kernel_size": [3]}', ("--to", "tvm"), 2),
     ],
 )

@@ -153,10 +153,11 @@ def test_output_that_is_a_folder(
 
 
 @pytest.mark.parametrize(
-    ("precision", "container", "said"), [("int8", "onnx", "int8"), ("fp32", "coreml", "coreml")]
+    ("precision", "container", "said"),
+    [("int4", "onnx", "int4"), ("fp32", "coreml", "coreml"), ("int8", "tvm", "int8")],
 )
 def test_what_is_not_there_is_refused(precision: str, container: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         require_supported(precision=precision, container=container)
-    for known in ("onnx", "tvm"):
-        require_supported(precision="fp32", container=known)
+    for known in (("fp32", "onnx"), ("fp32", "tvm"), ("int8", "onnx")):
+        require_supported(precision=known[0], container=known[1])

@@ -143,7 +143,7 @@ def move_weight(model: onnx.ModelProto) -> None:
         (lambda m: set_entry(m, "space", "smal"), {"metadata"}),
         (lambda m: set_entry(m, "weights", "trained"), {"metadata"}),
         (lambda m: set_entry(m, "schema_version", "9"), {"metadata"}),
-        (lambda m: set_entry(m, "precision", "int8"), {"metadata"}),
+        (lambda m: set_entry(m, "precision", "int4"), {"metadata"}),
         (lambda m: set_entry(m, "weights", "untrained seed=4"), {"outputs"}),
         (lambda m: m.opset_import.add(domain="com.other", version=1), {"opset"}),
     ],

@@ -1,0 +1,1 @@
+"""Networks with quantized weights and activations whose Lipschitz constant is known."""

@@ -1,0 +1,1 @@
+"""MobileNetV2's inverted residual in int8: expansion, depthwise, projection, as one kernel."""

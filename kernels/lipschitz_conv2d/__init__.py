@@ -1,0 +1,1 @@
+"""A convolution with quantized weights and a bounded Lipschitz constant."""

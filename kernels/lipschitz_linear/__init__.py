@@ -1,0 +1,1 @@
+"""A linear layer with quantized weights and a bounded Lipschitz constant."""

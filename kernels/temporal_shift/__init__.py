@@ -1,0 +1,1 @@
+"""Temporal shift: channels of one frame that come from its neighbours."""
