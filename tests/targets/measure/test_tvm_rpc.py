@@ -82,13 +82,12 @@ def test_samples_are_of_single_calls(runtime: TvmRpcRuntime, block_model: bytes)
 def test_model_is_compiled_once_and_let_go(
     runtime: TvmRpcRuntime, daemon: RunningDaemon, block_model: bytes
 ) -> None:
-    start = time.perf_counter()
     runtime.open_model(block_model)
-    with_compilation_s = time.perf_counter() - start
     start = time.perf_counter()
     for _ in range(20):
         runtime.open_model(block_model)
-    assert time.perf_counter() - start < 10 * with_compilation_s
+    # Twenty compilations take over half a minute anywhere.
+    assert time.perf_counter() - start < 15
     (folder,) = (p for p in daemon.work_folder.iterdir() if p.is_dir())
     assert list(folder.iterdir()) == []
 
